@@ -1,0 +1,1 @@
+"""Portraits inside the tiny checkpoint's domain, drawn by our own renderer."""

@@ -1,0 +1,1 @@
+"""One complete YAML file per deployment, named for its hardware."""

@@ -1,0 +1,28 @@
+"""Errors of the model package.
+
+    ModelError
+    |- CheckpointError      a file is missing, broken, or not what its config says
+    |- PortraitError        the picture cannot serve as a portrait
+    |- UnsupportedError     the machine or the build cannot do what the configuration asks
+    `- UnknownSessionError  a request names a session that is not open
+"""
+
+
+class ModelError(Exception):
+    """Base of all model errors; its text is one sentence that says what to do."""
+
+
+class CheckpointError(ModelError):
+    """Check the named file against the named configuration."""
+
+
+class PortraitError(ModelError):
+    """Send another picture; the text says what is wrong with this one."""
+
+
+class UnsupportedError(ModelError):
+    """Change the named setting; this machine cannot do what it asks."""
+
+
+class UnknownSessionError(ModelError):
+    """Open the session before sending blocks to it."""

@@ -1,0 +1,1 @@
+"""How the tiny checkpoint is made: renderer, speech, stages. Imported only by `avatarcast train` and `portrait`."""

@@ -1,0 +1,1 @@
+"""The network edge: HTTP, WebRTC, encoding, the command line."""
