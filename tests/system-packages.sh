@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# The programs the tests drive: a browser, a speech synthesiser, recorded speech, media tools.
+# Installed where that needs no question (root, or sudo without a password); otherwise named with the command to run.
+set -euo pipefail
+
+declare -A program=(
+  [chromium]="chromium" [espeak-ng]="espeak-ng" [sox]="sox" [ffmpeg]="ffmpeg"
+)
+missing=()
+for package in "${!program[@]}"; do
+  command -v "${program[$package]}" >/dev/null 2>&1 || missing+=("$package")
+done
+# Two packages bring files instead of programs. `ldconfig` may be outside an ordinary user's PATH.
+PATH="$PATH:/usr/sbin:/sbin" ldconfig -p 2>/dev/null | grep 'libespeak-ng\.so\.1' >/dev/null || missing+=(libespeak-ng1)
+ls /usr/share/pocketsphinx/test/data/librivox/*.wav >/dev/null 2>&1 || missing+=(pocketsphinx-testdata)
+
+[ ${#missing[@]} -eq 0 ] && exit 0
+install="apt-get install -y --no-install-recommends ${missing[*]}"
+
+if ! command -v apt-get >/dev/null 2>&1; then
+  echo "The tests need these programs: ${missing[*]}. Install them with this system's package manager and run make again." >&2
+  exit 2
+elif [ "$(id -u)" -eq 0 ]; then
+  as_root=()
+elif sudo -n true 2>/dev/null; then
+  as_root=(sudo)
+else
+  echo "The tests need these packages: ${missing[*]}. Run: sudo apt-get update && sudo $install" >&2
+  exit 2
+fi
+echo "Installing for the tests: ${missing[*]}"
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -qq
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive $install >/dev/null
