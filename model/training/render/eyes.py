@@ -1,0 +1,119 @@
+"""Eyes, brows and glasses. Eyes are drawn oversampled in a small box each, so lids and irises stay crisp."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.training.render.body import skin_tones
+from model.training.render.frame import Table, View, box_at, cut_out, cylinder, put_back, to_picture
+from model.training.render.head import head_shape
+from model.training.render.sdf import cover, paint, ramp, round_box, shade, tint
+
+BOX = (0.150, 0.120)
+"""Half width and half height of an eye's box, picture units."""
+
+
+def eye_centers(i: Table, m: Table) -> Tensor:
+    """Picture positions [B, 2 eyes, 2 (x, y)]; the picture's left eye first."""
+    return torch.stack([to_picture(side * i["eye_dx"], i["eye_y"], i, m) for side in (-1.0, 1.0)], 1)
+
+
+def eyes(img: Tensor, centers: Tensor, i: Table, m: Table) -> Tensor:
+    """Both eyes."""
+    for k, side in enumerate((-1.0, 1.0)):
+        box = box_at(centers[:, k], *BOX, img.shape[-1], i, m)
+        img = put_back(img, _eye(cut_out(img, box), box.view, side, i, m), box)
+    return img
+
+
+def _eye(img: Tensor, v: View, side: float, i: Table, m: Table) -> Tensor:
+    """One eye: lids follow gaze and smile, the closed lid lies on the lower one."""
+    tone, deep, _ = skin_tones(i["skin"])
+    ex = v.xf - side * i["eye_dx"]
+    ey = v.yf - i["eye_y"] + i["eye_tilt"] * side * ex
+    rx, smile, blink = i["eye_rx"], m["smile"].clamp(0, 1), m["blink"].clamp(0, 1)
+    t = (ex - side * 0.006) / rx
+    arc = (1 - t.clamp(-1, 1) ** 2).clamp_min(1e-6)
+    look = 0.014 * m["gaze_y"]
+    raised = 1 + 0.16 * m["brow"].clamp(-0.7, 1) - 0.06 * smile
+    rest = -i["eye_up"] * raised * arc**0.62 + look * arc
+    low0 = i["eye_low"] * (1 - 0.26 * smile) * arc**0.80 + 0.3 * look * arc
+    upper = rest + (low0 - rest) * blink
+    lower = low0 - 0.08 * i["eye_low"] * blink * arc
+    seen = cover((v.x.abs() - i["width"] * 1.01), v.pixel)
+    img = _lid(img, v, ex, ey, rx, rest, upper, blink, seen, tone, deep, i)
+    gap = torch.maximum(torch.maximum(upper - ey, ey - lower), t.abs() * rx - rx)
+    mask = cover(gap, v.pixel, 1.2) * seen * ramp(1.0, 0.93, blink)
+    img = _ball(img, v, ex, ey, upper, mask, i, m)
+    return _lashes(img, v, t * side, ey, upper, lower, seen, deep, i, blink)
+
+
+def _lid(img, v, ex, ey, rx, rest, upper, blink, seen, tone, deep, i) -> Tensor:
+    """Skin of the lid as it comes down, and the crease above it."""
+    inside = ramp(1.06, 0.94, ex.abs() / rx)
+    lid = torch.maximum(rest - 0.020 - ey, ey - upper - 0.003)
+    img = paint(img, cover(lid, v.pixel, 2) * inside * seen * (0.35 + 0.5 * blink), tone * 0.65 + i["skin"] * 0.35)
+    crease = (ey - (rest - 0.022)).abs() - 0.0028
+    return paint(img, cover(crease, v.pixel, 3) * ramp(1.0, 0.6, ex.abs() / rx) * seen * (0.50 - 0.25 * blink), deep)
+
+
+def _ball(img, v, ex, ey, upper, mask, i, m) -> Tensor:
+    """White, iris, pupil and two catch lights, shadowed by the upper lid."""
+    dim = i["skin"].mean(1, keepdim=True)
+    white = tint(img, 0.975, 0.970, 0.965) * (0.86 + 0.14 * dim)
+    img = paint(img, mask, white)
+    gx, gy = ex - 0.034 * m["gaze_x"], ey + 0.003 - 0.018 * m["gaze_y"]
+    r, radius = torch.sqrt(gx * gx + gy * gy + 1e-9), i["iris_r"]
+    iris = i["iris"] * (0.72 + 0.50 * ramp(-0.8, 0.9, gy / radius))[:, None]
+    img = paint(img, mask * cover(r - radius, v.pixel, 1.5), i["iris"] * 0.42)
+    img = paint(img, mask * cover(r - radius + 0.008, v.pixel, 3), iris.clamp(0, 1))
+    img = paint(img, mask * cover(r - radius * 0.48, v.pixel, 1.5), tint(img, 0.045, 0.04, 0.045))
+    img = shade(img, mask * ramp(0.026, 0.0, ey - upper), 0.42)
+    sun = torch.where(i["light"] > 0, 1.0, -1.0)
+    spot = torch.sqrt((gx - 0.016 * sun) ** 2 + (gy + 0.017) ** 2)
+    img = paint(img, mask * cover(spot - 0.0125, v.pixel, 1.5), tint(img, 1.0, 1.0, 1.0))
+    fill = torch.sqrt((gx + 0.016 * sun) ** 2 + (gy - 0.017) ** 2)
+    return paint(img, mask * cover(fill - 0.007, v.pixel, 2) * 0.45, tint(img, 1.0, 1.0, 1.0))
+
+
+def _lashes(img, v, out, ey, upper, lower, seen, deep, i, blink) -> Tensor:
+    """A tapered line on the upper lid, thickest outside, and a faint lower rim; `out` is -1 (nose) .. 1 (temple)."""
+    thick = i["lash"] * (0.45 + 0.55 * ramp(-1.0, 0.7, out)) * (1 + 0.15 * blink)
+    line = torch.maximum((ey - upper + 0.3 * thick).abs() - thick * 0.55, (out.abs() - 1.04) * i["eye_rx"])
+    color = i["brow_color"] * 0.30 + 0.02
+    img = paint(img, cover(line, v.pixel, 1.5) * seen * 0.95, color)
+    rim = torch.maximum((ey - lower - 0.001).abs() - 0.0025, (out.abs() - 0.86) * i["eye_rx"])
+    return paint(img, cover(rim, v.pixel, 3) * seen * 0.40 * (1 - blink), deep * 0.75)
+
+
+def brows(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
+    """Brows: fullest at the inner third, gently arched, thinning to the temple."""
+    mask = cover(head_shape(v, i, m), v.pixel)
+    for side in (-1.0, 1.0):
+        u = (v.xf - side * (i["eye_dx"] + 0.006)) * side / i["brow_len"]
+        bow = torch.where(u > 0.25, 0.052, 0.010) * (u - 0.25) ** 2 * i["brow_arch"]
+        mid = i["brow_y"] - 0.034 * m["brow"] + bow + 0.030 * m["brow_tilt"] * u
+        thick = i["brow_t"] * (1 - 0.65 * ramp(-0.1, 1.0, u)) * (0.70 + 0.30 * ramp(-1.0, -0.55, u))
+        line = torch.maximum((v.yf - mid).abs() - thick * 0.58, (u.abs() - 1) * i["brow_len"])
+        img = paint(img, cover(line, v.pixel, 2.6) * mask * 0.90, i["brow_color"])
+    return img
+
+
+def glasses(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
+    """Dark full-rim frames with a bridge, temples and a hint of glare."""
+    on, px = i["glasses"], v.pixel
+    x, y = v.xf - 0.025 * torch.sin(m["yaw"]), v.yf - i["eye_y"] - 0.012
+    gap = i["eye_dx"] + 0.004
+    corner = i["glass_ry"] * i["glass_round"]
+    lens = torch.minimum(*(round_box(x - s * gap, y, i["glass_rx"], i["glass_ry"], corner) for s in (-1.0, 1.0)))
+    bridge = torch.maximum((y + 0.030 - 0.8 * x * x).abs() - 0.008, x.abs() - (gap - i["glass_rx"]).clamp_min(0.01) - 0.004)
+    arm = torch.maximum(gap + i["glass_rx"] - x.abs(), x.abs() - cylinder(i) * 0.97)
+    arm = torch.maximum((y + 0.035).abs() - 0.010, arm)
+    rim = torch.minimum(torch.minimum(lens.abs() - 0.0105, bridge), arm)
+    inside = cover(lens, px)
+    face = cover(head_shape(v, i, m) - 0.03, px)
+    glare = ramp(0.05, 0.0, (x * 0.9 + y + 0.02).abs() - 0.03) * inside
+    img = paint(img, (inside * 0.05 + glare * 0.09) * on, tint(img, 1.0, 1.0, 1.0))
+    img = shade(img, cover(rim - 0.012, px, 8) * on * face * (1 - cover(rim, px)), 0.10)
+    return paint(img, cover(rim, px, 1.2) * on * face, i["cloth2"] * 0.22 + 0.07)
