@@ -36,6 +36,13 @@ def background(v: View, i: Table) -> Tensor:
     return paint(img, cover(band, px, 4) * kind(3) * 0.30, i["back1"] * 0.55 + 0.45)
 
 
+def hood_back(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
+    """The hood's inside, behind the neck."""
+    bx, by = _body(v, m)
+    on = (i["collar"] == 4).float()
+    return paint(img, cover(ellipse(bx, by, 0.0, 0.585, 0.345, 0.215), v.pixel) * on, i["cloth"] * 0.68)
+
+
 def neck(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     """Neck and chest with the shadow that the head throws on them."""
     tone, deep, _ = skin_tones(i["skin"])
@@ -107,7 +114,7 @@ def _turtleneck(img: Tensor, bx: Tensor, by: Tensor, i: Table, on: Tensor, px: f
 
 
 def _hood(img: Tensor, bx: Tensor, by: Tensor, crew: Tensor, cloth: Tensor, on: Tensor, px: float) -> Tensor:
-    hood = torch.maximum(torch.maximum(ellipse(bx, by, 0.0, 0.60, 0.345, 0.235), crew), 0.50 - by)
+    hood = torch.maximum(torch.maximum(ellipse(bx, by, 0.0, 0.60, 0.345, 0.235), crew), 0.545 - by + 0.10 * bx.abs())
     img = shade(img, cover(hood - 0.02, px, 6) * on, 0.16)
     img = paint(img, cover(hood, px) * on, cloth * (0.94 - 0.14 * ramp(0.02, -0.05, crew))[:, None])
     cord = torch.maximum((bx.abs() - 0.10 - 0.02 * (by - 0.8)).abs() - 0.012, torch.maximum(0.79 - by, by - 0.96))

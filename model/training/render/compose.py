@@ -22,7 +22,7 @@ MOTION = (
 
 Renderer = Callable[[Table, Table, int], tuple[Tensor, dict[str, Tensor]]]
 _OVER_PICTURE = (
-    hair.bun, body.neck, body.clothes, head.ears, head.skin, head.nose,
+    hair.bun, body.hood_back, body.neck, body.clothes, head.ears, head.skin, head.nose,
 )  # fmt: skip
 _OVER_EYES = (eyes.brows, hair.beard)
 _OVER_MOUTH = (eyes.glasses, hair.hair_front, hair.hair_locks)

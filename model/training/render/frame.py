@@ -17,10 +17,12 @@ from torch import Tensor
 Table = dict[str, Tensor]
 PIVOT_Y = 0.45
 """The head rolls and is scaled about this height (bottom of the chin), in picture units."""
-HEAD_Y = -0.055
+HEAD_Y = -0.012
 """Where the head's origin hangs in the picture."""
 BARREL_Y, BARREL_R = 0.02, 0.62
 """Centre and radius of the barrel that pitch turns."""
+NOD = 0.75
+"""Share of the pitch that moves the features; the chin follows with the rest."""
 OVERSAMPLE = 2
 """Samples a pixel, in each direction, inside the mouth and eye boxes."""
 
@@ -62,7 +64,7 @@ def view(X: Tensor, Y: Tensor, pixel: float, i: Table, m: Table) -> View:
     xf = radius * torch.sin((a - m["yaw"]).clamp(-half, half)) + (x - torch.minimum(torch.maximum(x, -radius), radius))
     up = y - BARREL_Y
     b = torch.asin((up / BARREL_R).clamp(-0.999, 0.999))
-    yf = BARREL_Y + BARREL_R * torch.sin((b - m["pitch"]).clamp(-half, half)) + (up - up.clamp(-BARREL_R, BARREL_R))
+    yf = BARREL_Y + BARREL_R * torch.sin((b - NOD * m["pitch"]).clamp(-half, half)) + (up - up.clamp(-BARREL_R, BARREL_R))
     return View(X, Y, x, y, xf, yf, pixel)
 
 
@@ -70,7 +72,7 @@ def to_picture(xf: Tensor, yf: Tensor, i: Table, m: Table) -> Tensor:
     """Picture position [B, 2] (x, y in -1..1) of a face point; the inverse of `view`."""
     radius = cylinder(i)
     x = radius * torch.sin(torch.asin((xf / radius).clamp(-0.999, 0.999)) + m["yaw"])
-    y = BARREL_Y + BARREL_R * torch.sin(torch.asin(((yf - BARREL_Y) / BARREL_R).clamp(-0.999, 0.999)) + m["pitch"])
+    y = BARREL_Y + BARREL_R * torch.sin(torch.asin(((yf - BARREL_Y) / BARREL_R).clamp(-0.999, 0.999)) + NOD * m["pitch"])
     cos, sin = torch.cos(m["roll"]), torch.sin(m["roll"])
     px, py = x * cos - (y - PIVOT_Y) * sin, x * sin + (y - PIVOT_Y) * cos
     X = m["tx"] + px * i["scale"]

@@ -40,14 +40,14 @@ def hair_back(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     fall, x, half = _fall(v, i, m)
     top = ellipse(v.x - 0.10 * m["yaw"], v.y, 0.0, i["hair_back_y"], half, i["hair_back_h"].clamp_min(0.05))
     mass = torch.where(i["hair_back_len"] > -1.0, smooth_min(top, fall, 0.06), top) - _lobes(v, i)
-    light = 0.64 + 0.16 * ramp(0.0, -0.10, mass) * 0 + 0.14 * ramp(0.2, -0.7, v.y)
+    light = 0.64 + 0.14 * ramp(0.2, -0.7, v.y)
     return paint(img, cover(mass, v.pixel) * _has_back(i), i["hair"] * light[:, None])
 
 
 def bun(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     """A bun on the crown, behind the cap of hair."""
-    knot = ellipse(v.x, v.y, -0.25 * m["yaw"], -0.665 - 0.06 * m["pitch"], 0.150, 0.125)
-    glow_ = 0.80 + 0.26 * ramp(0.05, -0.12, knot + 0.3 * (v.y + 0.665))
+    knot = ellipse(v.x, v.y, -0.25 * m["yaw"], -0.685 - 0.06 * m["pitch"], 0.155, 0.125)
+    glow_ = 0.80 + 0.26 * ramp(0.05, -0.12, knot + 0.3 * (v.y + 0.685))
     return paint(img, cover(knot, v.pixel) * i["hair_bun"], i["hair"] * glow_[:, None])
 
 
@@ -56,7 +56,8 @@ def _hairline(v: View, i: Table) -> Tensor:
     x = v.xf.clamp(-0.47, 0.47)
     u = x - i["part"]
     slope = torch.where(u < 0, i["hair_left"], i["hair_right"])
-    return i["hair_line"] + slope * (u.abs() + 1e-4) ** i["hair_power"] + i["hair_temple"] * ramp(0.33, 0.43, x.abs())
+    locks = 0.8 * i["hair_curl"] * (torch.cos(i["hair_curl_n"] * 1.5 * x + i["curl_phase"]).abs() - 0.5)
+    return locks + i["hair_line"] + slope * (u.abs() + 1e-4) ** i["hair_power"] + i["hair_temple"] * ramp(0.28, 0.44, x.abs())
 
 
 def hair_front(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
@@ -67,7 +68,8 @@ def hair_front(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     scalp = scalp - 0.7 * _lobes(v, i)
     below = (v.yf - line) * 0.80
     cap = smooth_max(smooth_max(scalp, below, 0.02), v.y - 0.07 - 0.40 * (i["hair_back_len"] > 0).float(), 0.02)
-    mask = cover(cap, v.pixel, 1.3) * on
+    shaved = (volume < 0.03).float()
+    mask = (cover(cap, v.pixel, 1.3) * (1 - shaved) + 0.90 * cover(scalp, v.pixel, 1.3) * cover(cap, v.pixel, 9) ** 0.5 * shaved) * on
     cast = cover(below - 0.030, v.pixel, 9) * cover(head_shape(v, i, m), v.pixel) * on * (1 - mask)
     img = shade(img, cast, 0.20)
     return paint(img, mask, _lit(v, i, below))
@@ -102,17 +104,18 @@ def beard(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     head = head_shape(v, i, m)
     ax = v.xf.abs()
     full = (i["beard"] > 0.5).float()
-    cheek = 0.222 + 0.02 * m["smile"].clamp(0, 1) * 0 - 0.225 * ramp(0.205, 0.40, ax)
+    cheek = 0.214 + 0.055 * ramp(0.05, 0.19, ax) - 0.285 * ramp(0.22, 0.42, ax)
     shape = smooth_max(head - 0.020 * full, cheek - v.yf, 0.03)
     chin_only = smooth_max(shape, ax - c.half * 1.02 - 0.030, 0.03)
     shape = torch.where(i["goatee"] > 0.5, chin_only, shape)
     lips = torch.maximum(torch.maximum(c.outer_up + 0.004 - c.y, c.y - c.outer_low - 0.010), c.x.abs() - c.half * 1.06 - 0.012)
     below = smooth_max(shape, -lips, 0.012)
     thick = 0.030 * (1 - 0.45 * (c.x / (c.half * 1.1)).clamp(-1, 1) ** 2)
-    ridge = c.outer_up - 0.024 - 0.006 * torch.exp(-((c.x / 0.02) ** 2)) * 0 + 0.012 * torch.exp(-((c.x / 0.022) ** 2))
+    ridge = c.outer_up - 0.024 + 0.012 * torch.exp(-((c.x / 0.022) ** 2))
     upper = torch.maximum((c.y - ridge).abs() - thick * 0.62, c.x.abs() - c.half * 1.10)
-    hair = (i["brow_color"] * 0.55 + i["hair"] * 0.45) * (1.02 - 0.14 * ramp(0.0, -0.16, head))[:, None]
+    hair = (i["brow_color"] * 0.40 + i["hair"] * 0.55) * (1.02 - 0.14 * ramp(0.0, -0.16, head))[:, None]
     soft = 3.0
-    img = paint(img, cover(smooth_min(below, below, 0.01), v.pixel, soft) * i["beard"] * ramp(-0.06, 0.02, v.yf), hair)
+    stubble = (i["beard"] < 0.5).float()
+    img = paint(img, (cover(below, v.pixel, soft) * (1 - stubble) + cover(below, v.pixel, 9) * stubble) * i["beard"] * ramp(-0.06, 0.02, v.yf), hair)
     seen = cover(head, v.pixel)
     return paint(img, cover(upper, v.pixel, soft) * i["moustache"] * seen, hair * 0.96)

@@ -17,24 +17,25 @@ def head_shape(v: View, i: Table, m: Table) -> Tensor:
     """Signed distance to the head's outline: a cranium and a jaw that opens and follows the turn."""
     drop = JAW_DROP * m["jaw"]
     cranium = ellipse(v.x, v.y, 0.0, -0.10, i["width"], i["crown"])
-    jaw_x = v.x - 0.05 * m["yaw"] * ramp(0.0, 0.6, v.y)
-    jaw = ellipse(jaw_x, v.y, 0.0, 0.115 + drop * 0.55, i["jaw_w"], i["chin"] - 0.115 + drop * 0.45)
+    jaw_x = v.x - 0.16 * m["yaw"] * ramp(-0.1, 0.6, v.y)
+    jaw = ellipse(jaw_x, v.y, 0.0, 0.115 + drop * 0.55, i["jaw_w"], i["chin"] - 0.115 + drop * 0.45 + 0.22 * m["pitch"])
     return smooth_min(cranium, jaw, i["jaw_blend"])
 
 
 def ears(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     """Both ears; they slide behind the head when it turns."""
     tone, deep, _ = skin_tones(i["skin"])
+    shown = 1 - (i["hair_back_len"] > 0.2).float()
     gold = tint(img, 0.95, 0.83, 0.50)
     for side in (-1.0, 1.0):
         cx = side * i["width"] * 0.985 * torch.cos(m["yaw"] * 0.8) - m["yaw"] * 0.06
         cy = 0.020 - 0.10 * m["pitch"]
         ear = ellipse(v.x, v.y, cx, cy, 0.058 * (1 - 0.5 * side * m["yaw"]).clamp(0.4, 1.3), 0.100)
-        img = paint(img, cover(ear, v.pixel), tone * 0.45 + i["skin"] * 0.55)
+        img = paint(img, cover(ear, v.pixel) * shown, tone * 0.45 + i["skin"] * 0.55)
         inner = ellipse(v.x, v.y, cx + side * 0.008, cy + 0.005, 0.030, 0.060)
-        img = paint(img, cover(inner, v.pixel, 5) * 0.45, deep)
+        img = paint(img, cover(inner, v.pixel, 5) * 0.45 * shown, deep)
         stud = ellipse(v.x, v.y, cx + side * 0.010, cy + 0.115, 0.021, 0.021)
-        img = paint(img, cover(stud, v.pixel) * i["earring"], gold)
+        img = paint(img, cover(stud, v.pixel) * i["earring"] * shown, gold)
     return img
 
 
@@ -69,7 +70,7 @@ def _fold(img: Tensor, v: View, i: Table, m: Table, side: float, mask: Tensor, c
     """The soft crease from nose to mouth corner; deeper with a smile and with age."""
     along = (v.yf - 0.165) / 0.13
     line = side * (0.085 + (i["mouth_w"] - 0.035) * along.clamp(0, 1) ** 0.8 * (1 + 0.10 * m["smile"] + 0.08 * m["width"]))
-    near = torch.exp(-(((v.xf - line) / 0.012) ** 2)) * ramp(-0.05, 0.25, along) * ramp(1.0, 0.65, along)
+    near = torch.exp(-(((v.xf - line) / 0.017) ** 2)) * ramp(-0.05, 0.25, along) * ramp(0.95, 0.45, along)
     depth = (0.06 + 0.30 * i["age"] + 0.28 * m["smile"].clamp(0, 1) + 0.12 * m["width"].clamp(0, 1)) * (1 - 0.6 * m["round"])
     return paint(img, mask * near * depth.clamp(0, 0.55), color)
 

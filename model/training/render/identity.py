@@ -129,7 +129,7 @@ def _shape(draw: _Draw, who: Table) -> Table:
     """Lengths of the head and the face, in head units."""
     f = who["feminine"]
     return {
-        "scale": draw.between(1.06, 1.13),
+        "scale": draw.between(1.10, 1.17),
         "width": draw.between(0.410, 0.440) - 0.006 * f,
         "crown": draw.between(0.505, 0.530),
         "jaw_w": draw.between(0.325, 0.385) - 0.020 * f,
@@ -150,8 +150,8 @@ def _shape(draw: _Draw, who: Table) -> Table:
         "nose_len": draw.between(0.140, 0.170),
         "nose_w": draw.between(0.050, 0.066) - 0.004 * f,
         "mouth_y": draw.between(0.275, 0.295),
-        "mouth_w": draw.between(0.180, 0.205) - 0.006 * f,
-        "lip_up": draw.between(0.026, 0.036) + 0.004 * f,
+        "mouth_w": draw.between(0.168, 0.190) - 0.004 * f,
+        "lip_up": draw.between(0.023, 0.032) + 0.004 * f,
         "lip_low": draw.between(0.036, 0.048) + 0.004 * f,
     }
 

@@ -14,7 +14,7 @@ from model.training.render.sdf import cover, ellipse, glow, paint, ramp, shade, 
 
 BOX = (0.350, 0.250)
 """Half width and half height of the mouth's box, picture units."""
-REST_SMILE = 0.36
+REST_SMILE = 0.45
 """The friendly curve of a mouth at rest, added to the motion's smile."""
 
 
@@ -50,21 +50,21 @@ def curves(v: View, i: Table, m: Table) -> Mouth:
     opening = 0.140 * m["open"].clamp(0, 1.25) * (1 - 0.05 * rounding)
     x = v.xf - 0.022 * torch.sin(m["yaw"])
     y = v.yf - i["mouth_y"] - 0.30 * JAW_DROP * m["jaw"]
-    half = i["mouth_w"] * (1 + 0.18 * wide + 0.10 * smile.clamp(0, 1) - 0.50 * rounding - 0.05 * m["open"].clamp(0, 1.25))
+    half = i["mouth_w"] * (1 + 0.22 * wide + 0.10 * smile.clamp(0, 1) - 0.50 * rounding - 0.05 * m["open"].clamp(0, 1.25))
     rise = 0.30 * opening + 0.0005
     sink = 0.70 * opening + 0.0005 + 0.012 * m["jaw"] * ramp(0.0, 0.3, m["open"])
     power = 0.78 - 0.30 * rounding
-    seam = lambda s: smile * (0.014 - 0.050 * s.abs() ** 2.0)  # noqa: E731
+    seam = lambda s: smile * (0.014 - 0.050 * s.abs() ** 2.3)  # noqa: E731
     s = (x / half).clamp(-1, 1)
     q = (1 - s * s).clamp_min(1e-6)
-    wide_half = half * 1.06 + 0.008
+    wide_half = half * 1.04 + 0.006
     s2 = (x / wide_half).clamp(-1, 1)
     q2 = (1 - s2 * s2).clamp_min(1e-6)
-    lip_up = i["lip_up"] * (1 + 0.55 * rounding) * (1 - 0.60 * press) * (1 - 0.20 * m["smile"].clamp(0, 1))
+    lip_up = i["lip_up"] * (1 + 0.55 * rounding) * (1 - 0.60 * press) * (1 - 0.30 * m["smile"].clamp(0, 1))
     lip_low = i["lip_low"] * (1 + 0.40 * rounding) * (1 - 0.50 * press) * (1 - 0.55 * tuck) * (1 - 0.12 * m["smile"].clamp(0, 1))
     bow = 1 - 0.24 * torch.exp(-((x / (0.16 * half)) ** 2)) * (1 - 0.5 * rounding)
     outer_up = seam(s2) - rise * q2**power - lip_up * bow * q2**0.95
-    outer_low = seam(s2) + sink * q2**power + lip_low * q2**0.80 - 0.010 * tuck * q2
+    outer_low = seam(s2) + sink * q2**power + lip_low * q2**0.72 - 0.010 * tuck * q2
     upper, lower = seam(s) - rise * q**power, seam(s) + sink * q**power - 0.010 * tuck * q
     return Mouth(x, y, half, s, upper, lower, outer_up, outer_low, rise, sink, seam(s), lip_low)
 
@@ -99,7 +99,7 @@ def _around(img: Tensor, v: View, c: Mouth, i: Table, m: Table) -> Tensor:
     under = c.sink + c.lip_low + 0.026
     img = paint(img, glow(c.x, c.y, 0.0, under, c.half * 0.60, 0.020) * 0.50 * bare, tone * 0.8 + deep * 0.2)
     for side in (-1.0, 1.0):
-        corner = c.bend.gather(2, torch.zeros_like(c.bend[..., :1], dtype=torch.long)) * 0 - 0.036 * (m["smile"] + REST_SMILE)
+        corner = -0.036 * (m["smile"] + REST_SMILE)
         spot = glow(c.x, c.y, side * (c.half * 1.05 + 0.010), corner, 0.018, 0.018)
         img = paint(img, spot * 0.42, deep)
     return img
@@ -112,7 +112,7 @@ def _lips(img: Tensor, v: View, c: Mouth, i: Table, m: Table) -> Tensor:
     natural = torch.cat([skin[:, :1] * 0.88, skin[:, 1:2] * 0.655, skin[:, 2:] * 0.66], 1)
     rouge = torch.cat([0.80 * (0.40 + 0.60 * dim), 0.33 * (0.40 + 0.60 * dim), 0.36 * (0.40 + 0.60 * dim)], 1) + 0.06 * skin
     color = natural + (rouge - natural) * i["lipstick"][:, None]
-    lips = torch.maximum(torch.maximum(c.outer_up - c.y, c.y - c.outer_low), c.x.abs() - c.half * 1.06 - 0.008)
+    lips = torch.maximum(torch.maximum(c.outer_up - c.y, c.y - c.outer_low), c.x.abs() - c.half * 1.04 - 0.006)
     middle = 0.5 * (c.upper + c.lower)
     toned = color * (1 - 0.15 * ramp(0.006, -0.006, c.y - middle))[:, None]
     img = paint(img, cover(lips, px, 2.0) * 0.97, toned)
