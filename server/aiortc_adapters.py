@@ -1,0 +1,43 @@
+"""Every place where we reach behind aiortc's public surface. A new aiortc release is checked against this file alone.
+
+Each adapter is covered by `tests/unit/server/test_aiortc_adapters.py` and says what upstream offers instead (nothing,
+at 1.16).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import aioice.ice
+from aiortc import RTCPeerConnection, RTCRtpSender
+
+log = logging.getLogger(__name__)
+
+_upstream_host_addresses = aioice.ice.get_host_addresses
+
+
+def on_keyframe_request(sender: RTCRtpSender, callback: Callable[[], None]) -> None:
+    """Call `callback` whenever the receiver of this sender reports a lost picture (PLI, FIR).
+
+    A track that returns encoded packets bypasses the sender's own encoder, and the request with it.
+    """
+    sender._send_keyframe = callback  # type: ignore[method-assign]
+
+
+def use_loopback_when_alone() -> None:
+    """Let a machine without any network offer 127.0.0.1; aioice leaves loopback out and would offer nothing."""
+    aioice.ice.get_host_addresses = _host_addresses
+
+
+def _host_addresses(use_ipv4: bool, use_ipv6: bool) -> list[str]:
+    addresses = _upstream_host_addresses(use_ipv4, use_ipv6)
+    return addresses or (["127.0.0.1"] if use_ipv4 else ["::1"])
+
+
+async def close_quietly(connection: RTCPeerConnection) -> None:
+    """Close, whatever state a half-applied offer left behind; `close` itself may fail then."""
+    try:
+        await connection.close()
+    except Exception:  # the boundary to aiortc: malformed offers leave transceivers that cannot be stopped
+        log.debug("a connection could not be closed cleanly", exc_info=True)

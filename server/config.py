@@ -1,0 +1,251 @@
+"""One YAML file becomes one frozen `Config`: the server's sections here, those of `streaming` and `model` from there.
+
+Each part is handed its own section, never the root. Secrets come from the environment only:
+`AVATARCAST_API_KEY` (admin key) and `AVATARCAST_ICE_CREDENTIAL` (password of the TURN servers in `ice.servers`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from server.errors import ConfigError
+from server.loader import build, parse_yaml
+from streaming.config import StreamingConfig
+
+API_KEY_VARIABLE = "AVATARCAST_API_KEY"
+ICE_CREDENTIAL_VARIABLE = "AVATARCAST_ICE_CREDENTIAL"
+
+
+def _check(name: str, value: float, low: float, high: float, unit: str = "") -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}; it must be {low} to {high}{' ' + unit if unit else ''}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Where the server listens and how it leaves."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; anything but a loopback address needs an admin key."""
+    port: int = 8080
+    """TCP port of HTTP and WebSocket; 0 takes any free one."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of other sites whose pages may call this server, for example https://example.org."""
+    drain_s: float = 10.0
+    """Seconds that live sessions get after SIGTERM."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is written."""
+
+    def __post_init__(self) -> None:
+        _check("port", self.port, 0, 65535)
+        _check("drain_s", self.drain_s, 0, 3600, "seconds")
+        if not self.host:
+            raise ValueError("host is empty; write 127.0.0.1 for this machine only, 0.0.0.0 for every address")
+        if "*" in self.cors_origins:
+            raise ValueError("cors_origins holds *; name the origins one by one, for example https://example.org")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthConfig:
+    """Who may do what. The admin key itself is a secret and comes from the environment."""
+
+    required: Literal["auto", "always"] = "auto"
+    """auto: no credentials on a loopback address; always: also there."""
+    token_ttl_s: float = 43_200.0
+    """Life of a session's control and view tokens."""
+
+    def __post_init__(self) -> None:
+        _check("token_ttl_s", self.token_ttl_s, 60, 604_800, "seconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IceServer:
+    """One STUN or TURN server, for the server's own connections and for its clients."""
+
+    urls: tuple[str, ...]
+    """For example [stun:stun.example.org:3478] or [turn:turn.example.org:3478?transport=udp]."""
+    username: str | None = None
+    """User name at a TURN server; its password is AVATARCAST_ICE_CREDENTIAL."""
+
+    def __post_init__(self) -> None:
+        if not self.urls:
+            raise ValueError("urls is empty; name at least one, for example stun:stun.example.org:3478")
+        for url in self.urls:
+            if not url.startswith(("stun:", "stuns:", "turn:", "turns:")):
+                raise ValueError(f"urls holds {url!r}; it must begin with stun:, turn: or turns:")
+        if self.username is None and any(url.startswith("turn") for url in self.urls):
+            raise ValueError(f"username is missing; a TURN server needs one, and {ICE_CREDENTIAL_VARIABLE}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IceConfig:
+    """How browser and server find a way to each other."""
+
+    servers: tuple[IceServer, ...] = ()
+    """Empty on one machine or one network; behind NAT name a STUN and a TURN server."""
+    answer_timeout_s: float = 8.0
+    """Longest time an offer may take to be answered, gathering included."""
+
+    def __post_init__(self) -> None:
+        _check("answer_timeout_s", self.answer_timeout_s, 1, 60, "seconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeConfig:
+    """The session's one H264 encoder; its packets go to every viewer."""
+
+    bitrate_kbps: int = 2500
+    """Target; 2500 for up to 512x512, 4000 for 720p. A blurry picture nearly always means too little."""
+    gop_s: float = 2.0
+    """Seconds between key frames when nobody asks for one."""
+    vbv_s: float = 1.0
+    """Seconds of bitrate that the rate buffer holds."""
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium"] = "veryfast"
+    """x264 preset; slower ones cost CPU for little."""
+    threads: int = 1
+    """x264 threads a session."""
+    send_delay_ms: int = 20
+    """Time reserved for encoding: pictures and sound both leave this long after their presentation time."""
+
+    def __post_init__(self) -> None:
+        _check("bitrate_kbps", self.bitrate_kbps, 100, 50_000)
+        _check("gop_s", self.gop_s, 0.2, 10, "seconds")
+        _check("vbv_s", self.vbv_s, 0.1, 5, "seconds")
+        _check("threads", self.threads, 1, 16)
+        _check("send_delay_ms", self.send_delay_ms, 0, 200)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSection:
+    """Which model the engine process loads, and how."""
+
+    kind: Literal["checkpoint", "fake"] = "checkpoint"
+    """checkpoint: the avatar model; fake: a drawn figure that needs no torch, for tests."""
+    checkpoint: str = "tiny"
+    """`tiny` is the one that ships with the project; otherwise the path of a .safetensors file."""
+    size: str = "auto"
+    """Picture size, for example 256x256; auto takes the checkpoint's own."""
+    steps: Literal["auto", "full", "light"] = "auto"
+    """Denoising schedule: full, light for slow machines, or auto: what the timing at start-up allows."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision; auto times both at start-up and takes the faster."""
+    threads: int = 0
+    """Processor threads of the model; 0 takes all cores."""
+
+    def __post_init__(self) -> None:
+        _check("threads", self.threads, 0, 256)
+        sides = self.size.split("x")
+        if self.size != "auto" and not (len(sides) == 2 and all(side.isdigit() and int(side) > 0 for side in sides)):
+            raise ValueError(f"size is {self.size!r}; write it as 256x256, or auto")
+        if not self.checkpoint:
+            raise ValueError("checkpoint is empty; write tiny, or the path of a .safetensors file")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsConfig:
+    """What one client may take and when a session is over."""
+
+    max_sessions: int = 0
+    """Most sessions at once; 0 lets the measured block time decide."""
+    load: float = 0.9
+    """Share of real time that all sessions' blocks together may need; more is refused."""
+    idle_s: float = 60.0
+    """A session without speaker and viewer ends after this time."""
+    sessions_per_minute: int = 60
+    """New sessions a minute from one address."""
+    messages_per_second: int = 200
+    """WebSocket and data-channel messages a second from one client."""
+
+    def __post_init__(self) -> None:
+        _check("max_sessions", self.max_sessions, 0, 10_000)
+        _check("load", self.load, 0.1, 1.0)
+        _check("idle_s", self.idle_s, 1, 86_400, "seconds")
+        _check("sessions_per_minute", self.sessions_per_minute, 1, 100_000)
+        _check("messages_per_second", self.messages_per_second, 1, 100_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything one deployment is told. Sections go to the parts they are named for."""
+
+    server: ServerConfig = field(default_factory=ServerConfig)
+    auth: AuthConfig = field(default_factory=AuthConfig)
+    ice: IceConfig = field(default_factory=IceConfig)
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    streaming: StreamingConfig = field(default_factory=StreamingConfig)
+    model: ModelSection = field(default_factory=ModelSection)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secrets:
+    """What only the environment carries. Never logged, never part of a config file."""
+
+    api_key: str | None = field(default=None, repr=False)
+    ice_credential: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Secrets:
+        """Read the secrets.
+
+        Raises:
+            ConfigError: a key is too short to be one.
+        """
+        key = environment.get(API_KEY_VARIABLE) or None
+        if key is not None and len(key) < 16:
+            raise ConfigError(
+                f"{API_KEY_VARIABLE} has {len(key)} characters; use at least 16, e.g. openssl rand -hex 24"
+            )
+        return cls(api_key=key, ice_credential=environment.get(ICE_CREDENTIAL_VARIABLE) or None)
+
+
+def config_names() -> list[str]:
+    """Names of the configurations that ship with the project."""
+    return sorted(
+        p.name.removesuffix(".yaml") for p in resources.files("configs").iterdir() if p.name.endswith(".yaml")
+    )
+
+
+def load_config(name_or_path: str = "tiny") -> Config:
+    """Read a shipped configuration by name, or a file by path.
+
+    Raises:
+        ConfigError: one sentence with the file, the full path of the key, and the remedy.
+    """
+    text = _read(name_or_path)
+    try:
+        return build(Config, parse_yaml(text))
+    except ConfigError as error:
+        raise ConfigError(f"configuration {name_or_path}: {error}") from error
+
+
+def _read(name_or_path: str) -> str:
+    if name_or_path in config_names():
+        return resources.files("configs").joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    looks_like_path = name_or_path.endswith((".yaml", ".yml")) or os.sep in name_or_path
+    if not looks_like_path:
+        raise ConfigError(
+            f"configuration {name_or_path!r} is unknown; use one of {', '.join(config_names())}, or a path"
+        )
+    try:
+        return Path(name_or_path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"configuration {name_or_path} cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"configuration {name_or_path} is not a text file; it must be YAML in UTF-8") from error
