@@ -141,7 +141,7 @@ class Admission:
             wait = max(1, math.ceil(60 - (now - starts[0])))
             raise ApiError(
                 "rate_limited",
-                f"{len(starts)} sessions were asked for within a minute; the limit is {self._limits.sessions_per_minute}.",
+                f"{len(starts)} sessions within a minute are the most (limits.sessions_per_minute); wait {wait} s.",
                 retry_after_s=wait,
             )
         starts.append(now)

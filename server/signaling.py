@@ -112,7 +112,7 @@ def _check_audio(sections: list[tuple[str, str | None, list[str]]]) -> None:
 
 
 def drop_mdns_candidates(sdp: str) -> str:
-    """Leave out `.local` candidates: only the browser's own machine can resolve them, and aiortc waits a second for each.
+    """Leave out `.local` candidates: only the browser's machine can resolve them, and aiortc waits a second for each.
 
     The pair forms without them, from the address that the browser's first check comes from.
     """
