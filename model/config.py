@@ -1,0 +1,432 @@
+"""Every size and policy of a model as frozen values; the published 14B and the tiny checkpoint are two sets of numbers.
+
+A checkpoint file carries one `ModelConfig` as JSON. Imports no torch.
+
+Letters: z latent channels, h and w latent rows and columns.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+from model.geometry import Geometry
+from model.interface import WindowSpec
+
+MOTION_BUCKETS = (1, 2, 16)
+"""Latent frames of the past per frame-packer projection, newest first; projection i merges 2**i in every direction."""
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiTConfig:
+    """Sizes of the transformer; the defaults are the published 14B's."""
+
+    dim: int = 5120
+    """Width of the residual stream."""
+    ffn_dim: int = 13824
+    """Hidden width of the MLP."""
+    num_heads: int = 40
+    """Attention heads; `dim / num_heads` must be even."""
+    num_layers: int = 40
+    """Blocks."""
+    in_dim: int = 16
+    """Latent channels in."""
+    out_dim: int = 16
+    """Latent channels out."""
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    """Latent frames, rows and columns per token; one frame, and as many rows as columns."""
+    freq_dim: int = 256
+    """Width of the timestep sinusoid."""
+    text_dim: int = 4096
+    """Width of the text encoder's output."""
+    text_len: int = 512
+    """Text tokens; shorter prompts are padded with zeros, which are attended to."""
+    audio_dim: int = 1024
+    """Width of the audio features."""
+    audio_layers: int = 25
+    """Hidden states of the audio encoder that are mixed."""
+    num_audio_token: int = 4
+    """Local audio tokens per latent frame; one learned padding token is added."""
+    audio_inject_layers: tuple[int, ...] = (0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39)
+    """Blocks after which audio is injected."""
+    cond_dim: int = 16
+    """Channels of the pose condition."""
+    enable_framepack: bool = True
+    """Condition on past motion latents besides the reference."""
+    eps: float = 1e-6
+    """Epsilon of every norm but the audio one."""
+    rope_tables: Literal["exact", "rounded"] = "exact"
+    """`rounded` rounds the rotary table to float16, as the published code does."""
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim", "text_len", "num_audio_token"):
+            _check(getattr(self, name) > 0, f"dit.{name} is {getattr(self, name)}; it must be positive")
+        _check(
+            self.dim % (2 * self.num_heads) == 0,
+            f"dit.dim is {self.dim}; it must be a multiple of twice dit.num_heads ({2 * self.num_heads})",
+        )
+        _check(self.dim % 4 == 0, f"dit.dim is {self.dim}; the audio tokens need a multiple of 4")
+        _check(self.freq_dim % 2 == 0, f"dit.freq_dim is {self.freq_dim}; it must be even")
+        patch = self.patch_size
+        _check(
+            len(patch) == 3 and patch[0] == 1 and patch[1] == patch[2] > 0,
+            f"dit.patch_size is {patch}; it must be [1, p, p]",
+        )
+        layers = self.audio_inject_layers
+        _check(
+            list(layers) == sorted(set(layers)) and all(0 <= i < self.num_layers for i in layers),
+            f"dit.audio_inject_layers is {list(layers)}; list rising block numbers below {self.num_layers}",
+        )
+        _check(
+            self.rope_tables in ("exact", "rounded"),
+            f"dit.rope_tables is {self.rope_tables!r}; choose exact or rounded",
+        )
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @property
+    def patch(self) -> int:
+        """Latent rows (and columns) per token."""
+        return self.patch_size[1]
+
+    def condition_tokens(self, latent_height: int, latent_width: int) -> int:
+        """Condition tokens of a picture: the reference, and with frame packing the motion buckets."""
+        rows, columns = latent_height // self.patch, latent_width // self.patch
+        count = rows * columns
+        if self.enable_framepack:
+            for i, frames in enumerate(MOTION_BUCKETS):
+                cell = self.patch << i
+                count += (frames >> i) * (latent_height // cell) * (latent_width // cell)
+        return count
+
+    @classmethod
+    def from_published(cls, config: dict[str, Any], audio_layers: int = 25) -> DiTConfig:
+        """Read the `config.json` of a released checkpoint.
+
+        Raises:
+            ValueError: a switch has a value that this implementation does not have.
+        """
+        fixed = {
+            "enable_adain": True,
+            "adain_mode": "attn_norm",
+            "zero_timestep": True,
+            "enable_motioner": False,
+            "add_last_motion": True,
+            "qk_norm": True,
+            "cross_attn_norm": True,
+            "model_type": "s2v",
+        }
+        for name, value in fixed.items():
+            got = config.get(name, value)
+            _check(got == value, f"the checkpoint's {name} is {got!r}; only {value!r} is supported")
+        own = {f.name for f in fields(cls)}
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in own}
+        return cls(**{"audio_layers": audio_layers, **values})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamConfig:
+    """How blocks follow each other and what they remember."""
+
+    frames_per_block: int = 3
+    """Latent frames denoised together."""
+    ring_blocks: int = 4
+    """Blocks that attention sees, the current one included."""
+    history: Literal["same_step", "clean"] = "same_step"
+    """`same_step`: one ring of keys per denoising step. `clean`: one ring, written by a last pass at `clean_sigma`."""
+    clean_sigma: float = 0.01
+    """Noise level of the pass that writes a clean ring."""
+    sink_distance: int | Literal["random"] = "random"
+    """Latent frames by which the reference stays ahead of the block; `random` draws from `sink_range` each block."""
+    sink_range: tuple[int, int] = (4, 30)
+    """Smallest and largest random distance."""
+    sink_time: int = 30
+    """Time position of the reference at the start."""
+    replace_sink: bool = False
+    """After the first ring of blocks, condition on the first generated latent frame in place of the portrait."""
+    evict: Literal["oldest", "slot"] = "oldest"
+    """What a full ring overwrites after a gap: the oldest block, or slot `index % ring_blocks` (as published)."""
+
+    def __post_init__(self) -> None:
+        _check(self.frames_per_block > 0, f"stream.frames_per_block is {self.frames_per_block}; it must be positive")
+        _check(self.ring_blocks > 0, f"stream.ring_blocks is {self.ring_blocks}; it must be positive")
+        _check(self.history in ("same_step", "clean"), f"stream.history is {self.history!r}; choose same_step or clean")
+        _check(0 < self.clean_sigma < 1, f"stream.clean_sigma is {self.clean_sigma}; choose a value between 0 and 1")
+        low, high = self.sink_range
+        _check(0 <= low <= high, f"stream.sink_range is {self.sink_range}; give the smaller distance first")
+        _check(
+            self.sink_distance == "random" or (isinstance(self.sink_distance, int) and self.sink_distance >= 0),
+            f"stream.sink_distance is {self.sink_distance!r}; give a whole number of latent frames or random",
+        )
+        _check(self.evict in ("oldest", "slot"), f"stream.evict is {self.evict!r}; choose oldest or slot")
+
+    def reference_time(self, first_frame: int, distance: int) -> int:
+        """Time position of the reference for a block that starts at latent frame `first_frame`."""
+        return self.sink_time + max(0, first_frame - (self.sink_time - distance))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerConfig:
+    """Noise levels of the denoising steps."""
+
+    sigmas: tuple[float, ...] = (1.0, 0.857692301273346, 0.602150559425354, 0.008928571827709675)
+    """Falling noise levels in (0, 1], one per step; 0 follows the last."""
+    light_sigmas: tuple[float, ...] = ()
+    """The shorter schedule for slow machines; empty where the checkpoint was not trained for one."""
+
+    def __post_init__(self) -> None:
+        _check(len(self.sigmas) > 0, "sampler.sigmas is empty; list at least one noise level")
+        for name in ("sigmas", "light_sigmas"):
+            levels = getattr(self, name)
+            _check(
+                all(0 < s <= 1 for s in levels) and list(levels) == sorted(set(levels), reverse=True),
+                f"sampler.{name} is {list(levels)}; list falling noise levels in (0, 1]",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VAEConfig:
+    """Sizes of the video VAE."""
+
+    kind: Literal["light"] = "light"
+    """Which implementation of `model.vae`."""
+    z_dim: int = 48
+    """Latent channels."""
+    stride: tuple[int, int, int] = (4, 16, 16)
+    """Pictures, rows and columns per latent cell."""
+    encoder_widths: tuple[int, int, int] = (64, 128, 192)
+    """Channels of the encoder's stages, fine to coarse."""
+    decoder_widths: tuple[int, int, int] = (192, 96, 48)
+    """Channels of the decoder's stages, coarse to fine."""
+    decoder_blocks: tuple[int, int, int] = (2, 2, 2)
+    """Residual blocks of the decoder's stages."""
+
+    def __post_init__(self) -> None:
+        _check(self.kind in ("light",), f"vae.kind is {self.kind!r}; choose light")
+        _check(self.z_dim > 0, f"vae.z_dim is {self.z_dim}; it must be positive")
+        _check(self.stride[1] == self.stride[2], f"vae.stride is {self.stride}; rows and columns must agree")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioConfig:
+    """Sizes of the speech encoder and the window it is fed with."""
+
+    kind: Literal["wav2vec2"] = "wav2vec2"
+    """Which implementation of `model.audio`."""
+    conv_width: int = 96
+    """Channels of the seven front-end convolutions."""
+    dim: int = 192
+    """Width of the transformer."""
+    layers: int = 4
+    """Transformer layers; the output stacks one state more."""
+    heads: int = 3
+    """Attention heads."""
+    position_kernel: int = 31
+    """Width of the positional convolution, in states."""
+    position_groups: int = 16
+    """Groups of the positional convolution."""
+    left_samples: int = 29_440
+    """16 kHz samples of context before the block."""
+    lookahead_samples: int = 1_280
+    """16 kHz samples after the block; they delay the picture."""
+
+    def __post_init__(self) -> None:
+        _check(self.kind in ("wav2vec2",), f"audio.kind is {self.kind!r}; choose wav2vec2")
+        _check(
+            self.left_samples >= 0 and self.left_samples % 320 == 0,
+            f"audio.left_samples is {self.left_samples}; it must be a multiple of 320",
+        )
+        _check(self.lookahead_samples >= 0, f"audio.lookahead_samples is {self.lookahead_samples}; use 0 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextConfig:
+    """Sizes of the prompt encoder."""
+
+    kind: Literal["hash"] = "hash"
+    """Which implementation of `model.text`."""
+    vocab: int = 2048
+    """Hashed word pieces; 0 is padding."""
+    dim: int = 128
+    """Width of the output."""
+    layers: int = 2
+    """Transformer layers."""
+    heads: int = 4
+    """Attention heads."""
+    max_len: int = 16
+    """Word pieces that are read; the rest of a longer prompt is dropped."""
+
+    def __post_init__(self) -> None:
+        _check(self.kind in ("hash",), f"text.kind is {self.kind!r}; choose hash")
+        _check(self.vocab > 1, f"text.vocab is {self.vocab}; it must be above 1")
+        _check(self.dim % self.heads == 0, f"text.dim is {self.dim}; it must be a multiple of text.heads")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MotionConfig:
+    """The controller that writes the pose condition."""
+
+    enabled: bool = False
+    """Without it the pose condition is zero."""
+    amplitude: float = 1.0
+    """Multiplies head motion; 0 keeps the head still, 1.5 is the most."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.amplitude <= 1.5, f"motion.amplitude is {self.amplitude}; choose a value from 0 to 1.5")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Everything a checkpoint says about itself."""
+
+    name: str = "tiny"
+    """Shown to users."""
+    width: int = 256
+    """Picture width in pixels."""
+    height: int = 256
+    """Picture height in pixels."""
+    fps: int = 25
+    """Pictures a second."""
+    in_domain_psnr_db: float = 26.0
+    """A portrait that the VAE reproduces worse than this is outside the checkpoint's domain."""
+    dit: DiTConfig = field(default_factory=DiTConfig)
+    """The transformer."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """Blocks and memory."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """Noise levels."""
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    """The video VAE."""
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    """The speech encoder."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """The prompt encoder."""
+    motion: MotionConfig = field(default_factory=MotionConfig)
+    """The motion controller."""
+
+    def __post_init__(self) -> None:
+        agree = (
+            ("vae.z_dim", self.vae.z_dim, "dit.in_dim", self.dit.in_dim),
+            ("dit.out_dim", self.dit.out_dim, "dit.in_dim", self.dit.in_dim),
+            ("text.dim", self.text.dim, "dit.text_dim", self.dit.text_dim),
+            ("audio.dim", self.audio.dim, "dit.audio_dim", self.dit.audio_dim),
+            ("audio.layers + 1", self.audio.layers + 1, "dit.audio_layers", self.dit.audio_layers),
+        )
+        for a, value, b, expected in agree:
+            _check(value == expected, f"{a} is {value} but {b} is {expected}; they must agree")
+        _check(
+            self.text.max_len <= self.dit.text_len,
+            f"text.max_len is {self.text.max_len}; it must not exceed dit.text_len ({self.dit.text_len})",
+        )
+        _ = self.geometry  # checks sizes
+
+    @property
+    def geometry(self) -> Geometry:
+        """The stream's arithmetic."""
+        return Geometry(
+            width=self.width,
+            height=self.height,
+            fps=self.fps,
+            vae_stride=self.vae.stride[1],
+            vae_stride_t=self.vae.stride[0],
+            patch=self.dit.patch,
+            latent_channels=self.vae.z_dim,
+            latents_per_block=self.stream.frames_per_block,
+            blocks_per_clip=self.stream.ring_blocks,
+        )
+
+    @property
+    def window(self) -> WindowSpec:
+        """The sound that one block needs."""
+        return WindowSpec(
+            left_samples=self.audio.left_samples,
+            lookahead_samples=self.audio.lookahead_samples,
+            block_samples=self.geometry.samples_per_block,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: an unknown key (named with its path and the nearest known name) or a bad value.
+        """
+        return _read(cls, data, "")
+
+
+def tiny() -> ModelConfig:
+    """The sizes of the embedded checkpoint."""
+    return ModelConfig(
+        dit=DiTConfig(
+            dim=256,
+            ffn_dim=704,
+            num_heads=4,
+            num_layers=8,
+            in_dim=48,
+            out_dim=48,
+            freq_dim=128,
+            text_dim=128,
+            text_len=16,
+            audio_dim=192,
+            audio_layers=5,
+            audio_inject_layers=(0, 2, 4, 6),
+            cond_dim=40,
+            enable_framepack=False,
+        ),
+        stream=StreamConfig(ring_blocks=3, sink_distance=8),
+        sampler=SamplerConfig(sigmas=(1.0, 0.75, 0.5, 0.25), light_sigmas=(1.0, 0.5)),
+        motion=MotionConfig(enabled=True),
+    )
+
+
+def _read(kind: Any, value: Any, path: str) -> Any:
+    """Turn plain values into `kind`: a dataclass, a tuple of one element type, a number, a string, a union."""
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{path or 'the configuration'} is {value!r}; give a mapping")
+        hints = typing.get_type_hints(kind)
+        for key in value:
+            if key not in hints:
+                near = difflib.get_close_matches(str(key), list(hints), 1)
+                hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(hints)}"
+                raise ValueError(f"unknown key {path + str(key)}{hint}")
+        return kind(**{k: _read(hints[k], v, f"{path}{k}.") for k, v in value.items()})
+    name = path.rstrip(".")
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        inner, length = typing.get_args(kind), None
+        if inner[-1] is not Ellipsis:
+            length = len(inner)
+        if not isinstance(value, (list, tuple)) or (length is not None and len(value) != length):
+            raise ValueError(f"{name} is {value!r}; give a list" + (f" of {length}" if length else ""))
+        return tuple(_read(inner[0], v, path) for v in value)
+    if origin in (typing.Union, types.UnionType):
+        for option in typing.get_args(kind):
+            try:
+                return _read(option, value, path)
+            except ValueError:
+                continue
+        raise ValueError(f"{name} is {value!r}, which fits none of {typing.get_args(kind)}")
+    if origin is Literal:
+        if value not in typing.get_args(kind):
+            raise ValueError(f"{name} is {value!r}; choose {' or '.join(map(str, typing.get_args(kind)))}")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind in (int, float) and isinstance(value, bool)):
+        raise ValueError(f"{name} is {value!r}; give a value of type {kind.__name__}")
+    return value
