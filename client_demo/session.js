@@ -1,0 +1,204 @@
+// The states a visit goes through, and the server's HTTP side. Knows nothing about the page's elements.
+//
+//   ready -> connecting -> live <-> degraded
+//              |  ^          |
+//              v  |          v
+//             full          lost -> live, or connecting again when the server has forgotten the session
+//
+// Every state can go back to `ready` by `stop()`. Errors are events; they leave the state at `ready`.
+
+import { Peer } from "./peer.js";
+
+/** The server's root: this file lies one folder below it. */
+export const ROOT = new URL("..", import.meta.url);
+
+/** What the server refused, from `application/problem+json`: a stable code and a sentence. */
+export class ApiError extends Error {
+  constructor(status, code, message, retryAfterS, body) {
+    super(message);
+    this.status = status;
+    this.code = code;
+    this.retryAfterS = retryAfterS;
+    this.body = body;
+  }
+}
+
+/**
+ * One request to the server. `path` is relative to the server's root.
+ * @returns {Promise<any>} the parsed answer, null for an empty one
+ * @throws {ApiError} for every answer but 2xx; status 0 where the server was not reached
+ */
+export async function request(path, { method = "GET", body, token, signal, keepalive } = {}) {
+  const headers = {};
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (token) headers.Authorization = `Bearer ${token}`;
+  let answer;
+  try {
+    answer = await fetch(new URL(path, ROOT), { method, headers, signal, keepalive, body: body === undefined ? undefined : JSON.stringify(body) });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0, "unreachable", "The server cannot be reached. Check that it is running and that this device is online.");
+  }
+  const parsed = await answer.json().catch(() => null);
+  if (answer.ok) return parsed;
+  const message = parsed?.detail ?? parsed?.title ?? `The server answered ${answer.status}.`;
+  throw new ApiError(answer.status, parsed?.code ?? "internal", message, Number(answer.headers.get("Retry-After")) || 0, parsed);
+}
+
+/**
+ * Events:
+ *   `state`   detail: ready | connecting | live | degraded | lost | full
+ *   `error`   detail: ApiError or Error, after which the state is `ready`
+ *   `full`    detail: {message, retryS}; the session retries by itself after that time
+ *   `stream`  detail: MediaStream
+ *   `event`   detail: an event of the server, see docs/protocol
+ *   `opened`  detail: the answer to POST /v1/sessions
+ *   `resumed` detail: "same" or "new" session, after a lost connection
+ */
+export class Session extends EventTarget {
+  #wanted = null; // {avatar, image, prompt}: what a new session is opened with
+  #track = null;
+  #peer = null;
+  #info = null;
+  #run = 0; // raised by every start and stop, so that a late answer of an older run does nothing
+  #retry = 0;
+
+  state = "ready";
+
+  get peer() { return this.#peer; }
+  get media() { return this.#info?.media ?? null; }
+  get id() { return this.#info?.id ?? null; }
+
+  /**
+   * Opens a session and connects to it; retries by itself while the server is full.
+   * @param {MediaStreamTrack} track the voice
+   * @param {{avatar?: string, image?: string, prompt?: string}} wanted image: base64 of a picture file
+   */
+  async start(track, wanted) {
+    this.#track = track;
+    this.#wanted = { ...wanted };
+    await this.#open(++this.#run, false);
+  }
+
+  /** Ends the session and frees its place on the server. */
+  stop() {
+    this.#end();
+    this.#set("ready");
+  }
+
+  /** The page is going away: free the place with a request that outlives it. */
+  leave() { this.#end(); }
+
+  async replaceTrack(track) {
+    this.#track = track;
+    await this.#peer?.replaceTrack(track);
+  }
+
+  /**
+   * Changes portrait or expression of the running session; takes effect at a block boundary.
+   * @param {{prompt?: string, avatar?: string, image?: string}} change
+   * @throws {ApiError}
+   */
+  async update(change) {
+    if (this.#wanted && ("avatar" in change || "image" in change)) {
+      delete this.#wanted.avatar;
+      delete this.#wanted.image;
+    }
+    Object.assign(this.#wanted ?? {}, change);
+    if (!this.#info) return null;
+    return request(`v1/sessions/${this.#info.id}`, { method: "PATCH", token: this.#info.token, body: change });
+  }
+
+  /** Tries again now instead of waiting for the countdown. */
+  retryNow() {
+    if (this.state !== "full") return;
+    clearTimeout(this.#retry);
+    this.#open(this.#run, false);
+  }
+
+  #set(state) {
+    if (this.state === state) return;
+    this.state = state;
+    this.dispatchEvent(new CustomEvent("state", { detail: state }));
+  }
+
+  #tell(type, detail) { this.dispatchEvent(new CustomEvent(type, { detail })); }
+
+  #end() {
+    this.#run++;
+    clearTimeout(this.#retry);
+    this.#peer?.close();
+    this.#peer = null;
+    const info = this.#info;
+    this.#info = null;
+    if (info) request(`v1/sessions/${info.id}`, { method: "DELETE", token: info.token, keepalive: true }).catch(() => {});
+  }
+
+  #fail(error) {
+    this.#end();
+    this.#set("ready");
+    this.#tell("error", error);
+  }
+
+  async #open(run, again) {
+    this.#set("connecting");
+    try {
+      const [info, ice] = await Promise.all([
+        request("v1/sessions", { method: "POST", body: { ...this.#wanted, mode: "echo" } }),
+        request("v1/ice").catch(() => ({ iceServers: [] })),
+      ]);
+      if (run !== this.#run) { // stopped meanwhile
+        request(`v1/sessions/${info.id}`, { method: "DELETE", token: info.token }).catch(() => {});
+        return;
+      }
+      this.#info = info;
+      this.#tell("opened", info);
+      await this.#connect(run, info, ice.iceServers ?? []);
+      if (run === this.#run && again) this.#tell("resumed", "new");
+    } catch (error) {
+      if (run !== this.#run) return;
+      if (error.code === "capacity") this.#full(run, error);
+      else this.#fail(error);
+    }
+  }
+
+  #full(run, error) {
+    const retryS = Math.max(1, error.retryAfterS || 5);
+    this.#set("full");
+    this.#tell("full", { message: error.message, retryS });
+    this.#retry = setTimeout(() => { if (run === this.#run) this.#open(run, false); }, retryS * 1000);
+  }
+
+  async #connect(run, info, iceServers) {
+    const urls = { offer: new URL(info.urls.offer, ROOT).href, events: new URL(info.urls.events, ROOT).href };
+    const peer = new Peer({ post: request, urls, token: info.token, iceServers });
+    this.#peer = peer;
+    peer.addEventListener("stream", ({ detail }) => this.#tell("stream", detail));
+    peer.addEventListener("message", ({ detail }) => this.#receive(detail));
+    peer.addEventListener("status", ({ detail }) => { if (run === this.#run) this.#follow(run, detail); });
+    await peer.connect(this.#track);
+  }
+
+  #follow(run, status) {
+    if (status === "live") {
+      if (this.state === "lost") this.#tell("resumed", "same");
+      this.#set("live");
+    }
+    if (status === "lost") this.#set("lost");
+    if (status === "gone") { // the server restarted or ended the session while we were away
+      this.#peer.close();
+      this.#peer = null;
+      this.#info = null;
+      this.#open(run, true);
+    }
+    if (status === "failed") this.#fail(this.#peer.lastError ?? new Error("The connection could not be made again."));
+  }
+
+  #receive(event) {
+    if (event.type === "state" && (this.state === "live" || this.state === "degraded")) {
+      if (event.state === "closing") { this.#fail(new Error("The server ended the session. Start again when it is back.")); return; }
+      this.#set(event.state === "degraded" ? "degraded" : "live");
+    }
+    this.#tell("event", event);
+  }
+}
