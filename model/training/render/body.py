@@ -49,7 +49,9 @@ def neck(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     bx, by = _body(v, m)
     lean = 0.5 * m["tx"] + 0.10 * m["yaw"] * 0.4
     half = 0.165 * i["jaw_w"] / 0.355
-    shape = torch.maximum((bx - lean * (1 - ramp(0.3, 0.8, by))).abs() - half - 0.30 * ramp(0.46, 0.95, by) ** 2, 0.1 - by)
+    shape = torch.maximum(
+        (bx - lean * (1 - ramp(0.3, 0.8, by))).abs() - half - 0.30 * ramp(0.46, 0.95, by) ** 2, 0.1 - by
+    )
     mask = cover(shape, v.pixel)
     round_ = ramp(0.35, 1.0, (bx - lean).abs() / half) * ramp(0.75, 0.5, by)
     img = paint(img, mask, i["skin"] * 0.60 + tone * 0.40)
@@ -78,7 +80,9 @@ def clothes(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     inner = torch.maximum(body, crew)
     img = paint(img, cover(inner, px) * kind(5), i["cloth2"] * 0.35 + 0.62)
     color = cloth * (1 - 0.13 * ramp(0.0, 0.9, -bx * i["light"].sign() + 0.25))[:, None]
-    color = color * (1 - 0.10 * glow(ax, by, 0.60, 1.02, 0.07, 0.20))[:, None] * (1.04 - 0.10 * ramp(0.6, 1.0, by))[:, None]
+    color = (
+        color * (1 - 0.10 * glow(ax, by, 0.60, 1.02, 0.07, 0.20))[:, None] * (1.04 - 0.10 * ramp(0.6, 1.0, by))[:, None]
+    )
     img = paint(img, cover(torch.maximum(body, hole), px), color)
     edge = cover(hole.abs() - 0.019, px) * cover(body - 0.02, px)
     img = paint(img, edge * kind(0, 1), cloth * 0.83)
@@ -106,7 +110,9 @@ def _lapels(img: Tensor, bx: Tensor, by: Tensor, cloth: Tensor, on: Tensor, px: 
 
 def _turtleneck(img: Tensor, bx: Tensor, by: Tensor, i: Table, on: Tensor, px: float) -> Tensor:
     half = 0.165 * i["jaw_w"] / 0.355 + 0.020
-    tube = torch.maximum(bx.abs() - half - 0.05 * ramp(0.55, 0.75, by), torch.maximum(0.515 - by - 0.4 * bx**2, by - 0.80))
+    tube = torch.maximum(
+        bx.abs() - half - 0.05 * ramp(0.55, 0.75, by), torch.maximum(0.515 - by - 0.4 * bx**2, by - 0.80)
+    )
     round_ = (1.0 - 0.16 * ramp(0.3, 1.0, bx.abs() / half))[:, None]
     img = paint(img, cover(tube, px) * on, i["cloth"] * 1.02 * round_)
     fold = (by - 0.605 + 0.35 * bx**2).abs() - 0.007

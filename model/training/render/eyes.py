@@ -107,7 +107,9 @@ def glasses(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     gap = i["eye_dx"] + 0.004
     corner = i["glass_ry"] * i["glass_round"]
     lens = torch.minimum(*(round_box(x - s * gap, y, i["glass_rx"], i["glass_ry"], corner) for s in (-1.0, 1.0)))
-    bridge = torch.maximum((y + 0.030 - 0.8 * x * x).abs() - 0.008, x.abs() - (gap - i["glass_rx"]).clamp_min(0.01) - 0.004)
+    bridge = torch.maximum(
+        (y + 0.030 - 0.8 * x * x).abs() - 0.008, x.abs() - (gap - i["glass_rx"]).clamp_min(0.01) - 0.004
+    )
     arm = torch.maximum(gap + i["glass_rx"] - x.abs(), x.abs() - cylinder(i) * 0.97)
     arm = torch.maximum((y + 0.035).abs() - 0.010, arm)
     rim = torch.minimum(torch.minimum(lens.abs() - 0.0105, bridge), arm)
@@ -116,4 +118,6 @@ def glasses(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     glare = ramp(0.05, 0.0, (x * 0.9 + y + 0.02).abs() - 0.03) * inside
     img = paint(img, (inside * 0.05 + glare * 0.09) * on, tint(img, 1.0, 1.0, 1.0))
     img = shade(img, cover(rim - 0.012, px, 8) * on * face * (1 - cover(rim, px)), 0.10)
-    return paint(img, cover(rim, px, 1.2) * on * face, i["cloth2"] * 0.22 + 0.07)
+    dark = i["cloth2"] * 0.22 + 0.07
+    on_dark_skin = ramp(0.46, 0.38, i["skin"].mean(1, keepdim=True))
+    return paint(img, cover(rim, px, 1.2) * on * face, dark + (tint(img, 0.74, 0.61, 0.42) - dark) * on_dark_skin)

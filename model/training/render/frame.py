@@ -64,7 +64,11 @@ def view(X: Tensor, Y: Tensor, pixel: float, i: Table, m: Table) -> View:
     xf = radius * torch.sin((a - m["yaw"]).clamp(-half, half)) + (x - torch.minimum(torch.maximum(x, -radius), radius))
     up = y - BARREL_Y
     b = torch.asin((up / BARREL_R).clamp(-0.999, 0.999))
-    yf = BARREL_Y + BARREL_R * torch.sin((b - NOD * m["pitch"]).clamp(-half, half)) + (up - up.clamp(-BARREL_R, BARREL_R))
+    yf = (
+        BARREL_Y
+        + BARREL_R * torch.sin((b - NOD * m["pitch"]).clamp(-half, half))
+        + (up - up.clamp(-BARREL_R, BARREL_R))
+    )
     return View(X, Y, x, y, xf, yf, pixel)
 
 
@@ -72,7 +76,9 @@ def to_picture(xf: Tensor, yf: Tensor, i: Table, m: Table) -> Tensor:
     """Picture position [B, 2] (x, y in -1..1) of a face point; the inverse of `view`."""
     radius = cylinder(i)
     x = radius * torch.sin(torch.asin((xf / radius).clamp(-0.999, 0.999)) + m["yaw"])
-    y = BARREL_Y + BARREL_R * torch.sin(torch.asin(((yf - BARREL_Y) / BARREL_R).clamp(-0.999, 0.999)) + NOD * m["pitch"])
+    y = BARREL_Y + BARREL_R * torch.sin(
+        torch.asin(((yf - BARREL_Y) / BARREL_R).clamp(-0.999, 0.999)) + NOD * m["pitch"]
+    )
     cos, sin = torch.cos(m["roll"]), torch.sin(m["roll"])
     px, py = x * cos - (y - PIVOT_Y) * sin, x * sin + (y - PIVOT_Y) * cos
     X = m["tx"] + px * i["scale"]
@@ -102,7 +108,9 @@ class Box(NamedTuple):
 def box_at(center: Tensor, half_w: float, half_h: float, size: int, i: Table, m: Table) -> Box:
     """The box around `center` [B, 2] with half sizes in picture units, kept inside the picture."""
     w, h = min(size, math.ceil(half_w * size)), min(size, math.ceil(half_h * size))
-    first = (center + 1) / 2 * size - 0.5 * torch.stack([torch.full_like(center[:, 0], w), torch.full_like(center[:, 1], h)], 1)
+    first = (center + 1) / 2 * size - 0.5 * torch.stack(
+        [torch.full_like(center[:, 0], w), torch.full_like(center[:, 1], h)], 1
+    )
     first = first.round().long()
     col0, row0 = first[:, 0].clamp(0, size - w), first[:, 1].clamp(0, size - h)
     k = OVERSAMPLE

@@ -57,19 +57,29 @@ def _hairline(v: View, i: Table) -> Tensor:
     u = x - i["part"]
     slope = torch.where(u < 0, i["hair_left"], i["hair_right"])
     locks = 0.8 * i["hair_curl"] * (torch.cos(i["hair_curl_n"] * 1.5 * x + i["curl_phase"]).abs() - 0.5)
-    return locks + i["hair_line"] + slope * (u.abs() + 1e-4) ** i["hair_power"] + i["hair_temple"] * ramp(0.28, 0.44, x.abs())
+    return (
+        locks
+        + i["hair_line"]
+        + slope * (u.abs() + 1e-4) ** i["hair_power"]
+        + i["hair_temple"] * ramp(0.28, 0.44, x.abs())
+    )
 
 
 def hair_front(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     """The cap of hair over the skull down to the hairline, with its soft shadow on the forehead."""
     volume, line = i["hair_volume"], _hairline(v, i)
     on = (volume > -0.2).float()
-    scalp = ellipse(v.x, v.y, 0.0, -0.115 - volume * 0.62, i["width"] + 0.012 + volume * 0.55, i["crown"] + volume * 0.55)
+    scalp = ellipse(
+        v.x, v.y, 0.0, -0.115 - volume * 0.62, i["width"] + 0.012 + volume * 0.55, i["crown"] + volume * 0.55
+    )
     scalp = scalp - 0.7 * _lobes(v, i)
     below = (v.yf - line) * 0.80
     cap = smooth_max(smooth_max(scalp, below, 0.02), v.y - 0.07 - 0.40 * (i["hair_back_len"] > 0).float(), 0.02)
     shaved = (volume < 0.03).float()
-    mask = (cover(cap, v.pixel, 1.3) * (1 - shaved) + 0.90 * cover(scalp, v.pixel, 1.3) * cover(cap, v.pixel, 9) ** 0.5 * shaved) * on
+    mask = (
+        cover(cap, v.pixel, 1.3) * (1 - shaved)
+        + 0.90 * cover(scalp, v.pixel, 1.3) * cover(cap, v.pixel, 9) ** 0.5 * shaved
+    ) * on
     cast = cover(below - 0.030, v.pixel, 9) * cover(head_shape(v, i, m), v.pixel) * on * (1 - mask)
     img = shade(img, cast, 0.20)
     return paint(img, mask, _lit(v, i, below))
@@ -78,9 +88,13 @@ def hair_front(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
 def _lit(v: View, i: Table, below: Tensor) -> Tensor:
     """Hair colour under light: broad strands that fan out from the parting, one bright band, darker roots."""
     fan = torch.atan2(v.xf - i["part"] * 1.2, 0.80 + v.yf)
-    strands = 1 + 0.055 * i["hair_texture"] * (torch.sin(15 * fan + 2.0 * v.yf) + 0.6 * torch.sin(27 * fan - 3.0 * v.yf))
+    strands = 1 + 0.055 * i["hair_texture"] * (
+        torch.sin(15 * fan + 2.0 * v.yf) + 0.6 * torch.sin(27 * fan - 3.0 * v.yf)
+    )
     out = torch.sqrt(v.x**2 + (v.y + 0.10) ** 2)
-    band = torch.exp(-(((out - 0.47) / 0.055) ** 2)) * torch.exp(-(((torch.atan2(v.x, -v.y) - 0.5 * i["light"]) / 0.75) ** 2))
+    band = torch.exp(-(((out - 0.47) / 0.055) ** 2)) * torch.exp(
+        -(((torch.atan2(v.x, -v.y) - 0.5 * i["light"]) / 0.75) ** 2)
+    )
     color = i["hair"] * (strands * (0.90 + 0.16 * ramp(0.2, -0.6, v.y)) * (1 - 0.13 * ramp(-0.09, 0.0, below)))[:, None]
     return (color + (band * (0.30 * i["hair_texture"] + 0.06))[:, None] * (0.10 + i["hair"] * 0.55)).clamp(0, 1)
 
@@ -90,12 +104,23 @@ def hair_locks(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     fall, x, half = _fall(v, i, m)
     on = _has_back(i) * _is_long(i)
     opening = i["width"] * (0.985 - 0.24 * ramp(-0.05, 0.60, v.y)) - 0.05 * ramp(0.5, 1.0, v.y)
-    crown = ellipse(x, v.y, 0.0, i["hair_back_len"] * 0.42 - 0.02, half * 1.04, (i["hair_back_len"] * 0.5).clamp_min(0.1) + 0.36)
+    crown = ellipse(
+        x, v.y, 0.0, i["hair_back_len"] * 0.42 - 0.02, half * 1.04, (i["hair_back_len"] * 0.5).clamp_min(0.1) + 0.36
+    )
     inner = opening - x.abs()
     lock = torch.maximum(torch.maximum(smooth_max(fall, crown, 0.10), inner), -0.16 - v.y)
-    strand = 0.90 + 0.05 * i["hair_texture"] * torch.sin(34 * x.abs() + 3 * v.y) - 0.16 * ramp(-0.10, 0.0, inner) * ramp(-0.2, 0.1, v.y)
+    strand = (
+        0.90
+        + 0.05 * i["hair_texture"] * torch.sin(34 * x.abs() + 3 * v.y)
+        - 0.16 * ramp(-0.10, 0.0, inner) * ramp(-0.2, 0.1, v.y)
+    )
     strand = strand + 0.08 * ramp(0.5, -0.2, v.y)
     return paint(img, cover(lock, v.pixel, 1.3) * on, i["hair"] * strand[:, None])
+
+
+def _warm(color: Tensor) -> Tensor:
+    """Beards are a little redder than the hair."""
+    return torch.cat([color[:, :1] * 1.03, color[:, 1:2] * 0.93, color[:, 2:] * 0.90], 1)
 
 
 def beard(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
@@ -108,14 +133,22 @@ def beard(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     shape = smooth_max(head - 0.020 * full, cheek - v.yf, 0.03)
     chin_only = smooth_max(shape, ax - c.half * 1.02 - 0.030, 0.03)
     shape = torch.where(i["goatee"] > 0.5, chin_only, shape)
-    lips = torch.maximum(torch.maximum(c.outer_up + 0.004 - c.y, c.y - c.outer_low - 0.010), c.x.abs() - c.half * 1.06 - 0.012)
+    lips = torch.maximum(
+        torch.maximum(c.outer_up + 0.004 - c.y, c.y - c.outer_low - 0.010), c.x.abs() - c.half * 1.06 - 0.012
+    )
     below = smooth_max(shape, -lips, 0.012)
     thick = 0.030 * (1 - 0.45 * (c.x / (c.half * 1.1)).clamp(-1, 1) ** 2)
-    ridge = c.outer_up - 0.024 + 0.012 * torch.exp(-((c.x / 0.022) ** 2))
-    upper = torch.maximum((c.y - ridge).abs() - thick * 0.62, c.x.abs() - c.half * 1.10)
-    hair = (i["brow_color"] * 0.40 + i["hair"] * 0.55) * (1.02 - 0.14 * ramp(0.0, -0.16, head))[:, None]
+    ridge = c.outer_up - 0.029 + 0.012 * torch.exp(-((c.x / 0.022) ** 2))
+    upper = torch.maximum((c.y - ridge).abs() - thick * 0.62, c.x.abs() - c.half * 1.02)
+    hair = _warm(i["brow_color"] * 0.40 + i["hair"] * 0.55) * (1.02 - 0.14 * ramp(0.0, -0.16, head))[:, None]
     soft = 3.0
     stubble = (i["beard"] < 0.5).float()
-    img = paint(img, (cover(below, v.pixel, soft) * (1 - stubble) + cover(below, v.pixel, 9) * stubble) * i["beard"] * ramp(-0.06, 0.02, v.yf), hair)
+    img = paint(
+        img,
+        (cover(below, v.pixel, soft) * (1 - stubble) + cover(below, v.pixel, 9) * stubble)
+        * i["beard"]
+        * ramp(-0.06, 0.02, v.yf),
+        hair,
+    )
     seen = cover(head, v.pixel)
     return paint(img, cover(upper, v.pixel, soft) * i["moustache"] * seen, hair * 0.96)

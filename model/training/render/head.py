@@ -69,9 +69,13 @@ def skin(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
 def _fold(img: Tensor, v: View, i: Table, m: Table, side: float, mask: Tensor, color: Tensor) -> Tensor:
     """The soft crease from nose to mouth corner; deeper with a smile and with age."""
     along = (v.yf - 0.165) / 0.13
-    line = side * (0.085 + (i["mouth_w"] - 0.035) * along.clamp(0, 1) ** 0.8 * (1 + 0.10 * m["smile"] + 0.08 * m["width"]))
+    line = side * (
+        0.085 + (i["mouth_w"] - 0.035) * along.clamp(0, 1) ** 0.8 * (1 + 0.10 * m["smile"] + 0.08 * m["width"])
+    )
     near = torch.exp(-(((v.xf - line) / 0.017) ** 2)) * ramp(-0.05, 0.25, along) * ramp(0.95, 0.45, along)
-    depth = (0.06 + 0.30 * i["age"] + 0.28 * m["smile"].clamp(0, 1) + 0.12 * m["width"].clamp(0, 1)) * (1 - 0.6 * m["round"])
+    depth = (0.06 + 0.30 * i["age"] + 0.28 * m["smile"].clamp(0, 1) + 0.12 * m["width"].clamp(0, 1)) * (
+        1 - 0.6 * m["round"]
+    )
     return paint(img, mask * near * depth.clamp(0, 0.55), color)
 
 

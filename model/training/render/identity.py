@@ -82,7 +82,9 @@ def _choices(draw: _Draw, choose: dict[str, float]) -> Table:
     short = [1.0 * (s in P.SHORT) * (0.6 if s in ("bald", "afro") else 1) for s in styles]
     long = [1.0 * (s in P.LONG) * (0.6 if s in ("afro", "curls") else 1) for s in styles]
     weights = rows([short, long], who["feminine"].long())
-    curly = rows([1.0 + 1.5 * (s in ("afro", "curls", "buzz")) for s in styles], torch.arange(len(styles), device=draw.device))
+    curly = rows(
+        [1.0 + 1.5 * (s in ("afro", "curls", "buzz")) for s in styles], torch.arange(len(styles), device=draw.device)
+    )
     pale = rows([1.0 - 0.9 * (s == "afro") for s in styles], torch.arange(len(styles), device=draw.device))
     dark = (who["skin"] >= 5)[:, None]
     who["style"] = fixed("style", draw.weighted(weights * torch.where(dark, curly, pale)))

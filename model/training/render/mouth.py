@@ -50,7 +50,9 @@ def curves(v: View, i: Table, m: Table) -> Mouth:
     opening = 0.140 * m["open"].clamp(0, 1.25) * (1 - 0.05 * rounding)
     x = v.xf - 0.022 * torch.sin(m["yaw"])
     y = v.yf - i["mouth_y"] - 0.30 * JAW_DROP * m["jaw"]
-    half = i["mouth_w"] * (1 + 0.22 * wide + 0.10 * smile.clamp(0, 1) - 0.50 * rounding - 0.05 * m["open"].clamp(0, 1.25))
+    half = i["mouth_w"] * (
+        1 + 0.22 * wide + 0.10 * smile.clamp(0, 1) - 0.50 * rounding - 0.05 * m["open"].clamp(0, 1.25)
+    )
     rise = 0.30 * opening + 0.0005
     sink = 0.70 * opening + 0.0005 + 0.012 * m["jaw"] * ramp(0.0, 0.3, m["open"])
     power = 0.78 - 0.30 * rounding
@@ -61,7 +63,13 @@ def curves(v: View, i: Table, m: Table) -> Mouth:
     s2 = (x / wide_half).clamp(-1, 1)
     q2 = (1 - s2 * s2).clamp_min(1e-6)
     lip_up = i["lip_up"] * (1 + 0.55 * rounding) * (1 - 0.60 * press) * (1 - 0.30 * m["smile"].clamp(0, 1))
-    lip_low = i["lip_low"] * (1 + 0.40 * rounding) * (1 - 0.50 * press) * (1 - 0.55 * tuck) * (1 - 0.12 * m["smile"].clamp(0, 1))
+    lip_low = (
+        i["lip_low"]
+        * (1 + 0.40 * rounding)
+        * (1 - 0.50 * press)
+        * (1 - 0.55 * tuck)
+        * (1 - 0.12 * m["smile"].clamp(0, 1))
+    )
     bow = 1 - 0.24 * torch.exp(-((x / (0.16 * half)) ** 2)) * (1 - 0.5 * rounding)
     outer_up = seam(s2) - rise * q2**power - lip_up * bow * q2**0.95
     outer_low = seam(s2) + sink * q2**power + lip_low * q2**0.72 - 0.010 * tuck * q2
@@ -110,7 +118,9 @@ def _lips(img: Tensor, v: View, c: Mouth, i: Table, m: Table) -> Tensor:
     px, skin = v.pixel, i["skin"]
     dim = skin.mean(1, keepdim=True)
     natural = torch.cat([skin[:, :1] * 0.88, skin[:, 1:2] * 0.655, skin[:, 2:] * 0.66], 1)
-    rouge = torch.cat([0.80 * (0.40 + 0.60 * dim), 0.33 * (0.40 + 0.60 * dim), 0.36 * (0.40 + 0.60 * dim)], 1) + 0.06 * skin
+    rouge = (
+        torch.cat([0.80 * (0.40 + 0.60 * dim), 0.33 * (0.40 + 0.60 * dim), 0.36 * (0.40 + 0.60 * dim)], 1) + 0.06 * skin
+    )
     color = natural + (rouge - natural) * i["lipstick"][:, None]
     lips = torch.maximum(torch.maximum(c.outer_up - c.y, c.y - c.outer_low), c.x.abs() - c.half * 1.04 - 0.006)
     middle = 0.5 * (c.upper + c.lower)
@@ -131,7 +141,9 @@ def _inside(img: Tensor, v: View, c: Mouth, m: Table) -> Tensor:
     depth = ramp(0.0, 1.0, (c.y + c.rise) / (tall + 0.004))
     img = paint(img, mask, tint(img, 0.27, 0.075, 0.095) * (0.72 + 0.5 * depth)[:, None])
     bottom = c.sink + 0.014 * (m["smile"] + REST_SMILE)
-    muscle = ellipse(c.x, c.y, 0.0, bottom + 0.004 - 0.50 * tongue * tall, c.half * 0.62, 0.020 + 0.014 * tongue + 0.16 * tall)
+    muscle = ellipse(
+        c.x, c.y, 0.0, bottom + 0.004 - 0.50 * tongue * tall, c.half * 0.62, 0.020 + 0.014 * tongue + 0.16 * tall
+    )
     pink = tint(img, 0.82, 0.40, 0.42) * (0.80 + 0.20 * ramp(-0.03, 0.03, -muscle))[:, None]
     img = paint(img, mask * cover(muscle, px, 4) * ramp(0.02, 0.05, tall), pink)
     ivory, row = tint(img, 0.965, 0.950, 0.925), c.half * 0.86
@@ -140,6 +152,9 @@ def _inside(img: Tensor, v: View, c: Mouth, m: Table) -> Tensor:
     img = paint(img, mask * cover(upper, px, 2) * ramp(0.05, 0.25, teeth), ivory * (1 - 0.20 * c.s**2)[:, None])
     lower = torch.maximum(c.sink - 0.016 * teeth + 0.6 * (c.lower - c.sink) - c.y, c.x.abs() - row * 0.85)
     img = paint(img, mask * cover(lower, px, 3) * ramp(0.5, 0.9, teeth) * ramp(0.03, 0.05, tall), ivory * 0.90)
-    bite = torch.maximum(torch.maximum(c.bend - 0.006 - c.rise - c.y, c.y - c.bend - 0.018 * (1 - (c.x / (c.half * 0.62)) ** 2)), c.x.abs() - c.half * 0.62)
+    bite = torch.maximum(
+        torch.maximum(c.bend - 0.006 - c.rise - c.y, c.y - c.bend - 0.018 * (1 - (c.x / (c.half * 0.62)) ** 2)),
+        c.x.abs() - c.half * 0.62,
+    )
     img = paint(img, cover(bite, px, 2) * ramp(0.25, 0.8, tuck) * 0.97, ivory)
     return shade(img, mask * ramp(0.020, 0.0, c.y - c.upper), 0.40)
