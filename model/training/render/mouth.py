@@ -46,7 +46,7 @@ def curves(v: View, i: Table, m: Table) -> Mouth:
     """Turn motion values into curves."""
     rounding, wide = m["round"].clamp(0, 1), m["width"].clamp(-1, 1.2)
     press, tuck = m["press"].clamp(0, 1), m["ftuck"].clamp(0, 1)
-    smile = (m["smile"] + REST_SMILE * (1 - 0.7 * rounding)).clamp(-1, 1.1)
+    smile = (1.2 * m["smile"] + REST_SMILE * (1 - 0.7 * rounding)).clamp(-0.9, 1.4)
     opening = 0.140 * m["open"].clamp(0, 1.25) * (1 - 0.05 * rounding)
     x = v.xf - 0.022 * torch.sin(m["yaw"])
     y = v.yf - i["mouth_y"] - 0.30 * JAW_DROP * m["jaw"]
