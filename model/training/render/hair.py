@@ -74,13 +74,13 @@ def hair_front(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     )
     scalp = scalp - 0.7 * _lobes(v, i)
     below = (v.yf - line) * 0.80
-    cap = smooth_max(smooth_max(scalp, below, 0.02), v.y - 0.07 - 0.40 * (i["hair_back_len"] > 0).float(), 0.02)
+    cap = smooth_max(smooth_max(scalp, below, 0.02), v.y - 0.07 - 0.40 * (i["hair_back_len"] > 0).float(), 0.06)
     shaved = (volume < 0.03).float()
     mask = (
         cover(cap, v.pixel, 1.3) * (1 - shaved)
         + 0.90 * cover(scalp, v.pixel, 1.3) * cover(cap, v.pixel, 9) ** 0.5 * shaved
     ) * on
-    cast = cover(below - 0.030, v.pixel, 9) * cover(head_shape(v, i, m), v.pixel) * on * (1 - mask)
+    cast = cover(below - 0.030, v.pixel, 9) * cover(head_shape(v, i, m), v.pixel) * on * (1 - mask) * ramp(0.08, -0.06, v.y)
     img = shade(img, cast, 0.20)
     return paint(img, mask, _lit(v, i, below))
 
@@ -129,7 +129,7 @@ def beard(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     head = head_shape(v, i, m)
     ax = v.xf.abs()
     full = (i["beard"] > 0.5).float()
-    cheek = 0.214 + 0.055 * ramp(0.05, 0.19, ax) - 0.285 * ramp(0.22, 0.42, ax)
+    cheek = 0.212 + 0.022 * ramp(0.05, 0.16, ax) - 0.34 * ramp(0.20, 0.43, ax)
     shape = smooth_max(head - 0.020 * full, cheek - v.yf, 0.03)
     chin_only = smooth_max(shape, ax - c.half * 1.02 - 0.030, 0.03)
     shape = torch.where(i["goatee"] > 0.5, chin_only, shape)
@@ -147,7 +147,7 @@ def beard(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
         img,
         (cover(below, v.pixel, soft) * (1 - stubble) + cover(below, v.pixel, 9) * stubble)
         * i["beard"]
-        * ramp(-0.06, 0.02, v.yf),
+        * ramp(-0.13, -0.03, v.yf),
         hair,
     )
     seen = cover(head, v.pixel)
