@@ -109,3 +109,13 @@ STYLE = {
 }  # fmt: skip
 SHORT = ("buzz", "crop", "swoop", "quiff", "curls", "afro", "bald")
 LONG = ("bob", "long", "waves", "bun", "pixie", "curls", "afro")
+NAMED = {
+    "style": tuple(STYLE),
+    "skin": tuple(SKIN),
+    "hair": tuple(HAIR_COLOR),
+    "cloth": tuple(CLOTH),
+    "background": tuple(BACKGROUND),
+    "collar": COLLAR,
+    "beard": BEARD,
+}
+"""Every choice by name; an identity holds the index."""
