@@ -17,7 +17,7 @@ from torch import Tensor
 Table = dict[str, Tensor]
 PIVOT_Y = 0.45
 """The head rolls and is scaled about this height (bottom of the chin), in picture units."""
-HEAD_Y = -0.012
+HEAD_Y = 0.010
 """Where the head's origin hangs in the picture."""
 BARREL_Y, BARREL_R = 0.02, 0.62
 """Centre and radius of the barrel that pitch turns."""

@@ -119,8 +119,10 @@ def hair_locks(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
 
 
 def _warm(color: Tensor) -> Tensor:
-    """Beards are a little redder than the hair."""
-    return torch.cat([color[:, :1] * 1.03, color[:, 1:2] * 0.93, color[:, 2:] * 0.90], 1)
+    """Beards are a little redder than the hair, unless it is grey."""
+    colored = ramp(0.03, 0.10, color.amax(1, keepdim=True) - color.amin(1, keepdim=True))
+    warm = torch.cat([color[:, :1] * 1.03, color[:, 1:2] * 0.93, color[:, 2:] * 0.90], 1)
+    return color + (warm - color) * colored
 
 
 def beard(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
@@ -131,7 +133,7 @@ def beard(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     full = (i["beard"] > 0.5).float()
     cheek = 0.212 + 0.022 * ramp(0.05, 0.16, ax) - 0.34 * ramp(0.20, 0.43, ax)
     shape = smooth_max(head - 0.020 * full, cheek - v.yf, 0.03)
-    chin_only = smooth_max(shape, ax - c.half * 1.02 - 0.030, 0.03)
+    chin_only = smooth_max(shape, ax - c.half - 0.028 + 0.45 * (v.yf - 0.31).clamp_min(0), 0.06)
     shape = torch.where(i["goatee"] > 0.5, chin_only, shape)
     lips = torch.maximum(
         torch.maximum(c.outer_up + 0.004 - c.y, c.y - c.outer_low - 0.010), c.x.abs() - c.half * 1.06 - 0.012

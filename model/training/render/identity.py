@@ -131,7 +131,7 @@ def _shape(draw: _Draw, who: Table) -> Table:
     """Lengths of the head and the face, in head units."""
     f = who["feminine"]
     return {
-        "scale": draw.between(1.10, 1.17),
+        "scale": draw.between(1.08, 1.14),
         "width": draw.between(0.410, 0.440) - 0.006 * f,
         "crown": draw.between(0.505, 0.530),
         "jaw_w": draw.between(0.325, 0.385) - 0.020 * f,
