@@ -314,6 +314,7 @@ class DiT(nn.Module):
         pose: Tensor,
         by: Rotation,
         cache: RollingCache,
+        only_remember: bool = False,
     ) -> Tensor:
         """Velocity (noise minus data) of one block; writes the block's keys and values into `cache`.
 
@@ -325,15 +326,19 @@ class DiT(nn.Module):
             pose: as `pose` gives it for the block.
             by: as `block_rotation` gives it for the block.
             cache: the step's ring; `begin` was called for this block and the reference was placed.
+            only_remember: stop once the last block's keys are written.
 
         Returns:
-            [B, out_dim, F, h, w] float32.
+            [B, out_dim, F, h, w] float32; with `only_remember` x itself.
         """
+        noisy, last = x, len(self.blocks) - 1
         rows = x.shape[-2] // self.cfg.patch
         x = self.patch_embedding(x) + pose
         for index, (block, m) in enumerate(zip(self.blocks, step.blocks, strict=True)):
             q, k, v = block.qkv(x, m)
             k, v = cache.update(index, rotate(k, by), v)
+            if only_remember and index == last:
+                return noisy
             x = block.finish(x, attend(rotate(q, by), k, v), m, text[index])
             x = self.inject(index, x, audio)
         return self.head(x, step.head_scale, step.head_shift, rows)
