@@ -52,8 +52,8 @@ ADVERBS = """slowly quickly quietly carefully happily sadly maybe probably alway
 together alone again twice yesterday today tomorrow outside upstairs everywhere somehow perfectly""".split()
 OPENERS = (
     "Did you know that|Well, I believe|Please remember that|Oh! Yesterday|My friend said|In fact|However|By the way|"
-    "To be honest|As far as I know|Believe it or not|Good morning,|Thank you very much,|Let me think:|You may have heard that|"
-    "Before we go,|People say|Hello there!|Of course|I wish|We hope|Maybe"
+    "To be honest|As far as I know|Believe it or not|Good morning,|Thank you very much,|Let me think:|"
+    "You may have heard that|Before we go,|People say|Hello there!|Of course|I wish|We hope|Maybe"
 ).split("|")
 PHRASES = (
     "How are you doing today?|What time is it?|I would love to help you with that.|That is a very good question.|"
@@ -76,11 +76,11 @@ Wiese|Peter spielt abends gern Klavier|Ich möchte noch einen Kaffee|Früher woh
 familia|Por favor, abra la ventana|Me gusta mucho la música moderna|Veinte niños juegan al fútbol en el parque|La
 abuela prepara una sopa de verduras|Muchas gracias por su ayuda|El tren sale a las ocho y media|Vivimos cerca de un
 río muy bonito|Compré pan, mantequilla y queso""",
-    "it": """Buongiorno, come sta oggi?|Domani andiamo al mare con gli amici|La mamma prepara il pane con il burro|Vorrei
-un bicchiere di vino bianco|Per favore, apra la finestra|Il bambino gioca con una palla blu|Abito vicino a un fiume
+    "it": """Buongiorno, come sta oggi?|Domani andiamo al mare con gli amici|La mamma prepara il pane con il burro|
+Vorrei un bicchiere di vino bianco|Per favore, apra la finestra|Il bambino gioca con una palla blu|Abito vicino a un fiume
 molto bello|Grazie mille per il suo aiuto|Il treno parte alle otto e mezza|Mi piace molto la musica""",
-    "pt": """Bom dia, como vai você?|Amanhã vamos à praia com a família|A minha mãe faz um bolo de maçã|Por favor, abra a
-janela|O menino brinca com uma bola azul|Muito obrigado pela sua ajuda|O comboio parte às oito e meia|Gosto muito de
+    "pt": """Bom dia, como vai você?|Amanhã vamos à praia com a família|A minha mãe faz um bolo de maçã|
+Por favor, abra a janela|O menino brinca com uma bola azul|Muito obrigado pela sua ajuda|O comboio parte às oito e meia|Gosto muito de
 música popular|Moramos perto de um rio bonito|Comprei pão, manteiga e queijo""",
     "nl": """Goedemorgen, hoe gaat het met u?|Morgen gaan we met de trein naar Utrecht|Mijn moeder bakt elke zondag een
 appeltaart|Wilt u alstublieft het raam openen|De kleine hond slaapt onder de tafel|Vijf witte paarden lopen door het
