@@ -68,7 +68,8 @@ CONSONANTS = "b d f g h j k l m n p r s t v w y z sh ch th b m p f v w".split()
 VOWELS = "a e i o u oo ee ai ou ah aw oy".split()
 
 OTHER = {
-    "de": """Das ist ein schönes Haus am Fluss|Guten Morgen, wie geht es Ihnen heute|Wir fahren morgen mit dem Zug nach
+    "de": """Das ist ein schönes Haus am Fluss|Guten Morgen, wie geht es Ihnen heute|
+Wir fahren morgen mit dem Zug nach
 München|Die Mutter kauft frisches Brot und Butter|Bitte öffnen Sie das Fenster|Fünf weiße Pferde laufen über die
 Wiese|Peter spielt abends gern Klavier|Ich möchte noch einen Kaffee|Früher wohnten wir auf dem Dorf|Meine Freundin
 übt jeden Tag Geige|Vielen Dank für Ihre Hilfe|Der Bäcker backt um vier Uhr morgens""",
@@ -77,12 +78,15 @@ familia|Por favor, abra la ventana|Me gusta mucho la música moderna|Veinte niñ
 abuela prepara una sopa de verduras|Muchas gracias por su ayuda|El tren sale a las ocho y media|Vivimos cerca de un
 río muy bonito|Compré pan, mantequilla y queso""",
     "it": """Buongiorno, come sta oggi?|Domani andiamo al mare con gli amici|La mamma prepara il pane con il burro|
-Vorrei un bicchiere di vino bianco|Per favore, apra la finestra|Il bambino gioca con una palla blu|Abito vicino a un fiume
-molto bello|Grazie mille per il suo aiuto|Il treno parte alle otto e mezza|Mi piace molto la musica""",
+Vorrei un bicchiere di vino bianco|Per favore, apra la finestra|Il bambino gioca con una palla blu|
+Abito vicino a un fiume molto bello|
+Grazie mille per il suo aiuto|Il treno parte alle otto e mezza|Mi piace molto la musica""",
     "pt": """Bom dia, como vai você?|Amanhã vamos à praia com a família|A minha mãe faz um bolo de maçã|
-Por favor, abra a janela|O menino brinca com uma bola azul|Muito obrigado pela sua ajuda|O comboio parte às oito e meia|Gosto muito de
-música popular|Moramos perto de um rio bonito|Comprei pão, manteiga e queijo""",
-    "nl": """Goedemorgen, hoe gaat het met u?|Morgen gaan we met de trein naar Utrecht|Mijn moeder bakt elke zondag een
+Por favor, abra a janela|O menino brinca com uma bola azul|Muito obrigado pela sua ajuda|
+O comboio parte às oito e meia|Gosto muito de música popular|Moramos perto de um rio bonito|
+Comprei pão, manteiga e queijo""",
+    "nl": """Goedemorgen, hoe gaat het met u?|Morgen gaan we met de trein naar Utrecht|
+Mijn moeder bakt elke zondag een
 appeltaart|Wilt u alstublieft het raam openen|De kleine hond slaapt onder de tafel|Vijf witte paarden lopen door het
 veld|Ik wil graag nog een kopje koffie|Bedankt voor uw hulp|Wij wonen vlak bij een mooie rivier""",
     "pl": """Dzień dobry, jak się pan dzisiaj czuje?|Jutro pojedziemy pociągiem do Warszawy|Moja mama piecze chleb i

@@ -80,8 +80,8 @@ def hair_front(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
         cover(cap, v.pixel, 1.3) * (1 - shaved)
         + 0.90 * cover(scalp, v.pixel, 1.3) * cover(cap, v.pixel, 9) ** 0.5 * shaved
     ) * on
-    cast = cover(below - 0.030, v.pixel, 9) * cover(head_shape(v, i, m), v.pixel) * on * (1 - mask) * ramp(0.08, -0.06, v.y)
-    img = shade(img, cast, 0.20)
+    forehead = cover(head_shape(v, i, m), v.pixel) * on * (1 - mask) * ramp(0.08, -0.06, v.y)
+    img = shade(img, cover(below - 0.030, v.pixel, 9) * forehead, 0.20)
     return paint(img, mask, _lit(v, i, below))
 
 

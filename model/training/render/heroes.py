@@ -56,6 +56,4 @@ def indices(choose: dict[str, str | float]) -> dict[str, float]:
 
 def heroes() -> Table:
     """Identity table of the whole gallery, one row a person, on the CPU; the same in every process."""
-    return concat(
-        [sample_identity(1, torch.Generator().manual_seed(h.seed), choose=indices(h.choose)) for h in HEROES]
-    )
+    return concat([sample_identity(1, torch.Generator().manual_seed(h.seed), choose=indices(h.choose)) for h in HEROES])

@@ -13,7 +13,7 @@ from model.training.render import palette as P
 from model.training.render.frame import Table
 
 CHOICES = ("style", "skin", "hair", "cloth", "background", "collar", "beard", "glasses", "feminine", "age")
-"""What may be fixed by hand; each an index into the palette of that name, `glasses` and `feminine` 0 or 1, `age` 0..1."""
+"""What may be fixed by hand: indices into the palette of that name; `glasses` and `feminine` 0 or 1, `age` 0..1."""
 
 
 class _Draw:
