@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from model.training.render.frame import HEAD_Y, PIVOT_Y, Table, View
-from model.training.render.sdf import cover, ellipse, glow, paint, ramp, round_box, shade
+from model.training.render.sdf import Grain, cover, ellipse, glow, paint, ramp, round_box, shade
 
 
 def skin_tones(skin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -17,7 +17,7 @@ def skin_tones(skin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def background(v: View, i: Table) -> Tensor:
     """A plain wall with soft light, and one of: nothing, two discs, a window, a slanted band."""
-    X, Y, px = v.X, v.Y, v.pixel * 1.1
+    X, Y, px = v.X, v.Y, v.flat
     down = ((Y + 1) / 2)[:, None]
     img = i["back1"] * (1 - down) + i["back2"] * down
     img = img + (0.16 * glow(X, Y, 0.0, -0.2, 0.9, 0.9))[:, None] * (1 - img)
@@ -69,7 +69,7 @@ def _body(v: View, m: Table) -> tuple[Tensor, Tensor]:
 def clothes(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     """Shoulders and one of six garments."""
     bx, by = _body(v, m)
-    px, cloth, ax = v.pixel * 1.1, i["cloth"], bx.abs()
+    px, cloth, ax = v.flat, i["cloth"], bx.abs()
     kind = lambda *n: sum((i["collar"] == k).float() for k in n)  # noqa: E731
     shoulder = 0.585 + 0.20 * ramp(0.10, 0.80, ax) + 0.30 * (ax - 0.52).clamp_min(0) ** 1.6
     body = (shoulder - by) * 0.93
@@ -92,7 +92,7 @@ def clothes(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     return _hood(img, bx, by, crew, cloth, kind(4), px)
 
 
-def _shirt_collar(img: Tensor, bx: Tensor, by: Tensor, cloth: Tensor, on: Tensor, px: float) -> Tensor:
+def _shirt_collar(img: Tensor, bx: Tensor, by: Tensor, cloth: Tensor, on: Tensor, px: Grain) -> Tensor:
     ax = bx.abs()
     flap = torch.maximum(torch.maximum(ax * 0.55 - (by - 0.53), (by - 0.78) - 0.55 * (0.26 - ax)), ax - 0.29)
     flap = torch.maximum(torch.maximum(flap, 0.45 - by + 0.42 * ax), -((ax * 1.15 + (by - 0.92)) * 0.68))
@@ -100,7 +100,7 @@ def _shirt_collar(img: Tensor, bx: Tensor, by: Tensor, cloth: Tensor, on: Tensor
     return paint(img, cover(flap, px) * on, cloth * 0.55 + 0.43)
 
 
-def _lapels(img: Tensor, bx: Tensor, by: Tensor, cloth: Tensor, on: Tensor, px: float) -> Tensor:
+def _lapels(img: Tensor, bx: Tensor, by: Tensor, cloth: Tensor, on: Tensor, px: Grain) -> Tensor:
     ax = bx.abs()
     inner = (ax * 1.5 + (by - 1.06)) * 0.56
     lapel = torch.maximum(torch.maximum(-inner, inner - 0.085 - 0.05 * (by - 0.75)), 0.60 - by + 0.10 * ax)
@@ -108,7 +108,7 @@ def _lapels(img: Tensor, bx: Tensor, by: Tensor, cloth: Tensor, on: Tensor, px: 
     return paint(img, cover(lapel, px) * on, cloth * 0.80 + 0.06)
 
 
-def _turtleneck(img: Tensor, bx: Tensor, by: Tensor, i: Table, on: Tensor, px: float) -> Tensor:
+def _turtleneck(img: Tensor, bx: Tensor, by: Tensor, i: Table, on: Tensor, px: Grain) -> Tensor:
     half = 0.165 * i["jaw_w"] / 0.355 + 0.020
     tube = torch.maximum(
         bx.abs() - half - 0.05 * ramp(0.55, 0.75, by), torch.maximum(0.515 - by - 0.4 * bx**2, by - 0.80)
@@ -119,7 +119,7 @@ def _turtleneck(img: Tensor, bx: Tensor, by: Tensor, i: Table, on: Tensor, px: f
     return shade(img, cover(torch.maximum(fold, tube), px, 2) * on, 0.16)
 
 
-def _hood(img: Tensor, bx: Tensor, by: Tensor, crew: Tensor, cloth: Tensor, on: Tensor, px: float) -> Tensor:
+def _hood(img: Tensor, bx: Tensor, by: Tensor, crew: Tensor, cloth: Tensor, on: Tensor, px: Grain) -> Tensor:
     hood = torch.maximum(torch.maximum(ellipse(bx, by, 0.0, 0.60, 0.345, 0.235), crew), 0.545 - by + 0.10 * bx.abs())
     img = shade(img, cover(hood - 0.02, px, 6) * on, 0.16)
     img = paint(img, cover(hood, px) * on, cloth * (0.94 - 0.14 * ramp(0.02, -0.05, crew))[:, None])

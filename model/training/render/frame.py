@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from model.training.render.sdf import Grain
+
 Table = dict[str, Tensor]
 PIVOT_Y = 0.45
 """The head rolls and is scaled about this height (bottom of the chin), in picture units."""
@@ -21,6 +23,8 @@ HEAD_Y = 0.010
 """Where the head's origin hangs in the picture."""
 BARREL_Y, BARREL_R = 0.02, 0.62
 """Centre and radius of the barrel that pitch turns."""
+BASE_SIZE = 256
+"""Picture side that soft edges are tuned for."""
 NOD = 0.75
 """Share of the pitch that moves the features; the chin follows with the rest."""
 OVERSAMPLE = 2
@@ -39,8 +43,10 @@ class View(NamedTuple):
     xf: Tensor
     yf: Tensor
     """Face: turned back by yaw and pitch; 0, 0 is between the eyes."""
-    pixel: float
-    """Size of one sample in head units."""
+    pixel: Grain
+    """Size of one sample in head units, at a middling head scale."""
+    flat: Grain
+    """Size of one sample in picture units."""
 
 
 def spread(table: Table) -> Table:
@@ -53,8 +59,11 @@ def cylinder(i: Table) -> Tensor:
     return i["width"] * 1.16
 
 
-def view(X: Tensor, Y: Tensor, pixel: float, i: Table, m: Table) -> View:
-    """Coordinates of picture points X, Y [B, H, W] under spread identity `i` and motion `m`."""
+def view(X: Tensor, Y: Tensor, size: int, oversample: int, i: Table, m: Table) -> View:
+    """Coordinates of picture points X, Y [B, H, W] under spread identity `i` and motion `m`.
+
+    The picture has `size` pixels a side, each sampled `oversample` times in both directions.
+    """
     hx, hy = m["tx"], HEAD_Y + m["ty"] + 0.004 * m["breath"]
     px, py = (X - hx) / i["scale"], (Y - hy - PIVOT_Y) / i["scale"]
     cos, sin = torch.cos(m["roll"]), torch.sin(m["roll"])
@@ -69,7 +78,8 @@ def view(X: Tensor, Y: Tensor, pixel: float, i: Table, m: Table) -> View:
         + BARREL_R * torch.sin((b - NOD * m["pitch"]).clamp(-half, half))
         + (up - up.clamp(-BARREL_R, BARREL_R))
     )
-    return View(X, Y, x, y, xf, yf, pixel)
+    flat = Grain(2 / size / oversample, 2 / BASE_SIZE / oversample)
+    return View(X, Y, x, y, xf, yf, Grain(flat.fine / 1.1, flat.base / 1.1), flat)
 
 
 def to_picture(xf: Tensor, yf: Tensor, i: Table, m: Table) -> Tensor:
@@ -91,7 +101,7 @@ def picture_view(size: int, i: Table, m: Table) -> View:
     batch, device = i["scale"].shape[0], i["scale"].device
     at = (torch.arange(size, device=device) + 0.5) / size * 2 - 1
     X, Y = at[None, None, :].expand(batch, size, size), at[None, :, None].expand(batch, size, size)
-    return view(X, Y, 2 / size / 1.1, i, m)
+    return view(X, Y, size, 1, i, m)
 
 
 class Box(NamedTuple):
@@ -118,7 +128,7 @@ def box_at(center: Tensor, half_w: float, half_h: float, size: int, i: Table, m:
     X, Y = fine(col0, w)[:, None, :].expand(-1, h * k, -1), fine(row0, h)[:, :, None].expand(-1, -1, w * k)
     rows = row0[:, None] + torch.arange(h, device=center.device)
     cols = col0[:, None] + torch.arange(w, device=center.device)
-    return Box(rows, cols, view(X, Y, 2 / size / 1.1 / k, i, m))
+    return Box(rows, cols, view(X, Y, size, k, i, m))
 
 
 def cut_out(img: Tensor, box: Box) -> Tensor:

@@ -6,6 +6,8 @@ B is the batch, H and W the picture's rows and columns.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -47,9 +49,18 @@ def glow(x: Tensor, y: Tensor, cx: Tensor | float, cy: Tensor | float, sx: Tenso
     return torch.exp(-(((x - cx) / sx) ** 2) - ((y - cy) / sy) ** 2)
 
 
-def cover(distance: Tensor, pixel: float, soft: float = 1.0) -> Tensor:
-    """Share of each pixel that a shape covers, 0..1; `soft` widens the edge to that many pixels."""
-    return (0.5 - distance / (pixel * soft)).clamp(0, 1)
+class Grain(NamedTuple):
+    """How fine a grid samples, so that soft edges look alike at every picture size."""
+
+    fine: float
+    """Size of one sample."""
+    base: float
+    """Size of the same sample in a picture of 256 pixels; what `soft` counts in."""
+
+
+def cover(distance: Tensor, grain: Grain, soft: float = 1.0) -> Tensor:
+    """Share of each sample that a shape covers, 0..1; `soft` widens its edge to that many samples of 256 pixels."""
+    return (0.5 - distance / (grain.fine + (soft - 1.0) * grain.base)).clamp(0, 1)
 
 
 def paint(img: Tensor, mask: Tensor, color: Tensor) -> Tensor:
