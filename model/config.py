@@ -214,7 +214,10 @@ class VAEConfig:
     def __post_init__(self) -> None:
         _check(self.kind in ("light",), f"vae.kind is {self.kind!r}; choose light")
         _check(self.z_dim > 0, f"vae.z_dim is {self.z_dim}; it must be positive")
-        _check(self.stride[1] == self.stride[2], f"vae.stride is {self.stride}; rows and columns must agree")
+        _check(
+            self.stride in ((4, 8, 8), (4, 16, 16)),
+            f"vae.stride is {list(self.stride)}; choose [4, 8, 8] or [4, 16, 16]",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,6 +394,44 @@ def tiny() -> ModelConfig:
         sampler=SamplerConfig(sigmas=(1.0, 0.75, 0.5, 0.25), light_sigmas=(1.0, 0.5)),
         motion=MotionConfig(enabled=True),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Which checkpoint to load and how to run it on this machine."""
+
+    checkpoint: str = "tiny"
+    """`tiny` is the one that ships with the project; otherwise the path of a .safetensors file."""
+    size: str = "auto"
+    """Picture size, for example 256x256 (width x height); auto takes the checkpoint's own."""
+    steps: Literal["auto", "full", "light"] = "auto"
+    """Denoising schedule: full, light for slow machines, or auto: what the timing at start-up allows."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision; auto times both at start-up and takes the faster, part by part."""
+    threads: int = 0
+    """Processor threads of the model; 0 takes the cores this process may use."""
+    load: float = 0.6
+    """Share of a block's length that its computation may take before `auto` chooses the light schedule."""
+
+    def __post_init__(self) -> None:
+        _check(self.steps in ("auto", "full", "light"), f"steps is {self.steps!r}; choose auto, full or light")
+        _check(
+            self.dtype in ("auto", "float32", "bfloat16"),
+            f"dtype is {self.dtype!r}; choose auto, float32 or bfloat16",
+        )
+        _check(self.threads >= 0, f"threads is {self.threads}; use 0 for all cores, or a number above 0")
+        _check(0 < self.load <= 1, f"load is {self.load}; choose a value above 0 and up to 1")
+        _ = self.picture_size
+
+    @property
+    def picture_size(self) -> tuple[int, int] | None:
+        """Width and height, or None for the checkpoint's own."""
+        if self.size == "auto":
+            return None
+        sides = self.size.split("x")
+        good = len(sides) == 2 and all(side.isdecimal() and int(side) > 0 for side in sides)
+        _check(good, f"size is {self.size!r}; write it as 256x256, or auto")
+        return int(sides[0]), int(sides[1])
 
 
 def _read(kind: Any, value: Any, path: str) -> Any:

@@ -1,0 +1,273 @@
+"""The one pipeline: sound and a portrait in, pictures out, block by block.
+
+Live sessions, the offline command and the benchmarks all go through `Generator.step`. Weights are shared; everything a
+session carries (rings of keys, the VAE's memory, counters) is its own, so sessions take turns in any order. A change
+of prompt or portrait is prepared when it is announced and takes effect at a block boundary: a prompt keeps the rings,
+a portrait starts fresh ones and a fresh VAE memory, so that the next picture shows the new face and no mixture.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig, RunConfig
+from model.denoiser import Denoiser, StreamState
+from model.dit import TextKV
+from model.errors import CheckpointError, ModelError, UnknownSessionError
+from model.interface import POSTURES, BlockRequest, BlockResult, ModelInfo, SessionInfo, SessionSpec, SessionUpdate
+from model.motion import PARAMETERS, MotionController, MotionSizes
+from model.portrait import fit_portrait
+from model.profile import Profile, choose_profile
+from model.sampler import NoiseSource
+from model.vae import REFERENCE_FRAMES, VAEState
+from model.weights import checkpoint_path, load_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Portrait:
+    """A fitted picture and what the model makes of it."""
+
+    picture: np.ndarray
+    """[height, width, 3] uint8 RGB."""
+    latent: Tensor
+    """[1, z, 1, h, w] float32."""
+    vae: VAEState
+    """Decoder memory after a still stream of this picture."""
+    psnr_db: float
+    """How well the VAE reproduces it."""
+
+
+@dataclass(slots=True)
+class Session:
+    """Everything one stream carries."""
+
+    stream: StreamState
+    vae: VAEState
+    noise: NoiseSource
+    motion: MotionController | None
+    last_block: int
+    pending: list[tuple[int, TextKV | None, Portrait | None]] = field(default_factory=list)
+    """Announced changes: block, prompt, portrait."""
+
+
+class Generator:
+    """A loaded model; implements `model.interface.AvatarModel`. Calls come from one thread."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        modules: dict[str, nn.Module],
+        profile: Profile,
+        noise: Literal["block", "clip"] = "block",
+    ) -> None:
+        """
+        Args:
+            config: sizes and policies.
+            modules: as `weights.load_checkpoint` gives them, in the precision that `profile` chose.
+            profile: as `choose_profile` gives it.
+            noise: `block` for live streams, `clip` to draw noise as the published pipelines do.
+        """
+        self.config, self.profile, self.geometry = config, profile, config.geometry
+        self.dit, self.vae, self.audio, self.text = (modules[part] for part in ("dit", "vae", "audio", "text"))
+        channels = len(PARAMETERS) * self.geometry.vae_stride_t
+        if config.motion.enabled and config.dit.cond_dim != channels:
+            raise CheckpointError(
+                f"checkpoint {config.name} takes {config.dit.cond_dim} pose channels but the motion controller writes "
+                f"{channels}; export it again or switch motion off"
+            )
+        self._noise = noise
+        self._size = (self.geometry.latent_height, self.geometry.latent_width)
+        self._frames = config.stream.frames_per_block
+        self._vae_dtype = profile.vae_dtype
+        with torch.inference_mode():
+            self.denoiser = Denoiser(self.dit, config.stream, profile.sigmas, *self._size)
+        self._sessions: dict[str, Session] = {}
+        self.info = ModelInfo(
+            name=config.name,
+            geometry=self.geometry,
+            window=config.window,
+            profile=profile.as_dict(),
+            block_s=profile.block_s,
+            in_domain_psnr_db=config.in_domain_psnr_db,
+        )
+
+    # Sessions.
+
+    @torch.inference_mode()
+    def open(self, spec: SessionSpec) -> SessionInfo:
+        """Fit the portrait, encode the prompt, fill the condition cache; a session of that name is replaced."""
+        portrait = self._portrait(spec.image)
+        text = self._prompt(spec.prompt)
+        shape = (self.config.dit.in_dim, self._frames, *self._size)
+        motion = None
+        if self.config.motion.enabled:
+            sizes = MotionSizes(amplitude=self.config.motion.amplitude, fps=self.config.fps)
+            samples, frames = self.geometry.samples_per_block, self.geometry.frames_per_block
+            motion = MotionController(sizes, spec.seed, samples, frames)
+        self._sessions[spec.session] = Session(
+            stream=self._start(text, portrait),
+            vae=portrait.vae,
+            noise=NoiseSource(spec.seed, shape, self._noise, self.geometry.blocks_per_clip),
+            motion=motion,
+            last_block=spec.first_block - 1,
+        )
+        return SessionInfo(
+            session=spec.session,
+            portrait=portrait.picture,
+            portrait_psnr_db=portrait.psnr_db,
+            in_domain=portrait.psnr_db >= self.config.in_domain_psnr_db,
+        )
+
+    @torch.inference_mode()
+    def update(self, update: SessionUpdate) -> None:
+        """Prepare a change; the first block >= `update.block` shows it.
+
+        Raises:
+            PortraitError: the picture cannot serve; nothing changes.
+            UnknownSessionError: no such session.
+        """
+        session = self._session(update.session)
+        portrait = None if update.image is None else self._portrait(update.image)
+        text = None if update.prompt is None else self._prompt(update.prompt)
+        session.pending.append((update.block, text, portrait))
+
+    def close(self, session: str) -> None:
+        """Forget the session; unknown names are ignored."""
+        self._sessions.pop(session, None)
+
+    # One block.
+
+    @torch.inference_mode()
+    def step(self, request: BlockRequest) -> BlockResult:
+        """Produce one block.
+
+        Raises:
+            ModelError: the window or the order of blocks is wrong; the session stays usable.
+            UnknownSessionError: no such session.
+        """
+        session = self._session(request.session)
+        self._check(request, session)
+        applied = self._apply(session, request.block)
+        start = time.perf_counter()
+        window = torch.from_numpy(np.ascontiguousarray(request.window))[None]
+        audio = self.dit.audio_condition(self.audio.window_features(window)[:, None])
+        heard = time.perf_counter()
+        distance = self.config.stream.sink_distance
+        if distance == "random":
+            distance = session.noise.sink_distance(request.block, *self.config.stream.sink_range)
+        latents = self.denoiser.block(
+            session.stream,
+            request.block,
+            session.noise.block(request.block),
+            audio,
+            self._pose(session, request),
+            distance,
+        )
+        denoised = time.perf_counter()
+        video, session.vae = self.vae.decode(latents.to(self._vae_dtype), session.vae)
+        frames = to_pictures(video)
+        session.last_block = request.block
+        stage_s = {"audio": heard - start, "dit": denoised - heard, "vae": time.perf_counter() - denoised}
+        return BlockResult(
+            session=request.session,
+            block=request.block,
+            epoch=request.epoch,
+            frames=frames,
+            stage_s=stage_s,
+            applied=applied,
+        )
+
+    def _check(self, request: BlockRequest, session: Session) -> None:
+        name, block, window = request.session, request.block, request.window
+        if block <= session.last_block:
+            raise ModelError(
+                f"block {block} of session {name} comes after block {session.last_block}; send blocks in rising order"
+            )
+        samples = self.info.window.samples
+        if window.shape != (samples,) or window.dtype != np.float32:
+            raise ModelError(
+                f"the window of block {block} is {window.dtype} {list(window.shape)}; send {samples} float32 samples"
+            )
+        if not np.isfinite(window).all():
+            raise ModelError(f"the window of block {block} holds values that are not finite; send samples in -1..1")
+        if request.posture not in POSTURES:
+            raise ModelError(f"posture is {request.posture!r}; choose one of {', '.join(POSTURES)}")
+
+    def _apply(self, session: Session, block: int) -> tuple[str, ...]:
+        """Make due changes, in the order they were announced."""
+        due = [change for change in session.pending if change[0] <= block]
+        session.pending = [change for change in session.pending if change[0] > block]
+        text = next((t for _, t, _ in reversed(due) if t is not None), None)
+        portrait = next((p for _, _, p in reversed(due) if p is not None), None)
+        if portrait is not None:
+            session.stream = self._start(session.stream.text if text is None else text, portrait)
+            session.vae = portrait.vae
+        elif text is not None:
+            self.denoiser.recondition(session.stream, text=text)
+        return tuple(name for name, change in (("prompt", text), ("image", portrait)) if change is not None)
+
+    def _pose(self, session: Session, request: BlockRequest) -> Tensor:
+        if session.motion is None:
+            return self.dit.pose(None, self._frames, *self._size)
+        track = session.motion.block(
+            request.block, request.window, self.config.audio.left_samples, posture=request.posture
+        )
+        return self.dit.pose(torch.from_numpy(track)[None, :, :, None, None], self._frames, *self._size)
+
+    # What a session is made of.
+
+    def _session(self, name: str) -> Session:
+        try:
+            return self._sessions[name]
+        except KeyError:
+            raise UnknownSessionError(f"session {name} is not open; open it before sending blocks") from None
+
+    def _prompt(self, prompt: str) -> TextKV:
+        return self.dit.text_kv(self.text.encode(prompt))
+
+    def _portrait(self, image: np.ndarray) -> Portrait:
+        picture = fit_portrait(image, self.geometry.width, self.geometry.height)
+        wanted = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+        latent = self.vae.reference_latent(wanted)
+        still = latent.expand(-1, -1, REFERENCE_FRAMES // self.geometry.vae_stride_t, -1, -1).to(self._vae_dtype)
+        video, state = self.vae.decode(still)
+        error = (video[:, :, -1].float().clamp(-1, 1) - wanted).square().mean().item() / 4
+        return Portrait(picture=picture, latent=latent, vae=state, psnr_db=-10 * math.log10(max(error, 1e-10)))
+
+    def _start(self, text: TextKV, portrait: Portrait) -> StreamState:
+        # A still picture is its own past: the frame packer, where there is one, sees it 19 times.
+        past = portrait.latent.expand(-1, -1, 19, -1, -1) if self.config.dit.enable_framepack else None
+        return self.denoiser.start(text, portrait.latent, past)
+
+
+def to_pictures(video: Tensor) -> np.ndarray:
+    """Video [1, 3, T, H, W], about -1..1, to [T, H, W, 3] uint8 RGB."""
+    pixels = video[0].permute(1, 2, 3, 0).float().mul(127.5).add_(128).clamp_(0, 255)
+    return pixels.to(torch.uint8, memory_format=torch.contiguous_format).contiguous().numpy()
+
+
+def load_model(run: RunConfig | None = None, noise: Literal["block", "clip"] = "block") -> Generator:
+    """Read a checkpoint, time this machine, and warm up.
+
+    Raises:
+        CheckpointError: the file is missing, broken or does not fit.
+        ValueError: the settings do not fit the checkpoint.
+    """
+    run = run or RunConfig()
+    config, modules = load_checkpoint(checkpoint_path(run.checkpoint))
+    if run.picture_size is not None:
+        config = replace(config, width=run.picture_size[0], height=run.picture_size[1])
+    profile = choose_profile(config, modules, run)
+    for reason in profile.reasons.values():
+        log.info("%s", reason)
+    return Generator(config, modules, profile, noise)

@@ -1,0 +1,187 @@
+"""One file, one model: weights, configuration and metrics in a single safetensors file.
+
+Names are `part.parameter` (`dit.blocks.0.…`). Vectors are stored in float32, matrices in float16, and linear layers
+on request in int8 with one scale per output row (`….weight` beside `….weight.scale`); everything is float32 again
+after loading. The metadata carries the configuration and the metrics as JSON. Loading is strict: a checkpoint that
+does not fit exactly is refused with the file and the name at fault.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.errors import CheckpointError
+
+FORMAT = "avatarcast-1"
+PARTS = ("dit", "vae", "audio", "text")
+_SCALE = ".scale"
+
+
+def build_modules(config: ModelConfig) -> dict[str, nn.Module]:
+    """Untrained modules of a configuration, one per part."""
+    from model.audio import AudioEncoder, AudioSizes
+    from model.dit import DiT
+    from model.text import HashTextEncoder
+    from model.vae import LightVAE
+
+    a, v = config.audio, config.vae
+    sizes = AudioSizes(
+        conv_width=a.conv_width,
+        dim=a.dim,
+        layers=a.layers,
+        heads=a.heads,
+        position_kernel=a.position_kernel,
+        position_groups=a.position_groups,
+    )
+    modules = {
+        "dit": DiT(config.dit),
+        "vae": LightVAE(
+            z_dim=v.z_dim,
+            stride=v.stride[1],
+            encoder_widths=v.encoder_widths,
+            decoder_widths=v.decoder_widths,
+            decoder_blocks=v.decoder_blocks,
+        ),
+        "audio": AudioEncoder(sizes, config.window, config.geometry.frames_per_block),
+        "text": HashTextEncoder(config.text),
+    }
+    return {part: modules[part].eval().requires_grad_(False) for part in PARTS}
+
+
+def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """[out, in] to int8 [out, in] and float32 scales [out], the largest value of a row becoming 127."""
+    scale = weight.float().abs().amax(1).clamp_min(1e-12) / 127
+    return (weight.float() / scale[:, None]).round().to(torch.int8), scale
+
+
+def save_checkpoint(
+    path: str | Path,
+    modules: Mapping[str, nn.Module],
+    config: ModelConfig,
+    metrics: Mapping[str, Any],
+    int8: bool | Collection[str] = False,
+) -> None:
+    """Write a checkpoint.
+
+    Args:
+        path: file to write; replaced at once when complete.
+        modules: one module per part, as `build_modules` makes them.
+        config: the configuration they were built from.
+        metrics: plain values that JSON can hold.
+        int8: store linear layers in int8: of all parts, of the named parts, or of none.
+    """
+    narrow = PARTS if int8 is True else tuple(int8 or ())
+    tensors: dict[str, Tensor] = {}
+    for part in PARTS:
+        linears = {f"{name}.weight" for name, m in modules[part].named_modules() if type(m) is nn.Linear}
+        for name, value in modules[part].state_dict().items():
+            key, value = f"{part}.{name}", value.detach().cpu()
+            if part in narrow and name in linears:
+                tensors[key], tensors[key + _SCALE] = quantise_rows(value)
+            elif value.is_floating_point():
+                tensors[key] = (value.half() if value.squeeze().dim() > 1 else value.float()).contiguous()
+            else:
+                tensors[key] = value.contiguous()
+    metadata = {"format": FORMAT, "config": json.dumps(config.to_dict()), "metrics": json.dumps(dict(metrics))}
+    path = Path(path)
+    unfinished = path.with_name(path.name + ".part")
+    save_file(tensors, unfinished, metadata)
+    unfinished.replace(path)
+
+
+def checkpoint_path(name: str) -> Path:
+    """`tiny` and other bare names are files of this package; anything else is a path."""
+    if "/" not in name and "\\" not in name and not name.endswith(".safetensors"):
+        return Path(__file__).parent / "checkpoints" / f"{name}.safetensors"
+    return Path(name).expanduser()
+
+
+def read_metadata(path: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """Configuration and metrics of a checkpoint, without its weights.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    with _opened(Path(path)) as file:
+        return _metadata(Path(path), file.metadata())
+
+
+def load_checkpoint(path: str | Path) -> tuple[ModelConfig, dict[str, nn.Module]]:
+    """Read a checkpoint into float32 modules in evaluation mode.
+
+    Raises:
+        CheckpointError: one sentence naming the file, and the key where one is at fault.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        config, _ = _metadata(path, file.metadata())
+        stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
+    modules = build_modules(config)
+    for part, module in modules.items():
+        own = module.state_dict()
+        values = _part(path, part, stored, own)
+        module.load_state_dict(values)
+    leftover = sorted(key for key in stored if key.split(".")[0] not in PARTS)
+    if leftover:
+        raise CheckpointError(f"{path} has the unknown tensor {leftover[0]}; use a checkpoint made for this version")
+    return config, modules
+
+
+def _opened(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist; name an existing .safetensors file, or tiny")
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} is broken or cut short ({error}); copy it again") from error
+
+
+def _metadata(path: Path, metadata: dict[str, str] | None) -> tuple[ModelConfig, dict[str, Any]]:
+    metadata = metadata or {}
+    if metadata.get("format") != FORMAT:
+        found = metadata.get("format", "none")
+        raise CheckpointError(f"{path} is not a checkpoint of this program (format {found}, not {FORMAT})")
+    try:
+        config = ModelConfig.from_dict(json.loads(metadata["config"]))
+        return config, json.loads(metadata.get("metrics", "{}"))
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"the configuration in {path} cannot be read: {error}; export it again") from error
+
+
+def _part(path: Path, part: str, stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One part's tensors in float32, checked name by name against the module's own."""
+    prefix = part + "."
+    there = {key.removeprefix(prefix) for key in stored if key.startswith(prefix)}
+    scales = {name for name in there if name.endswith(_SCALE) and name.removesuffix(_SCALE) in own}
+    missing, extra = sorted(set(own) - there), sorted(there - set(own) - scales)
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} tensors of its own configuration, first {prefix}{missing[0]}"
+        )
+    if extra:
+        raise CheckpointError(f"{path} has {len(extra)} tensors too many, first {prefix}{extra[0]}")
+    values = {}
+    for name, wanted in own.items():
+        value = stored[prefix + name]
+        if value.shape != wanted.shape:
+            raise CheckpointError(f"{prefix}{name} in {path} is {list(value.shape)}, not {list(wanted.shape)}")
+        if value.dtype == torch.int8:
+            scale = stored.get(prefix + name + _SCALE)
+            if scale is None or scale.shape != value.shape[:1]:
+                raise CheckpointError(f"{prefix}{name} in {path} is int8 without one scale per row; export it again")
+            value = value.float() * scale.float()[:, None]
+        elif value.is_floating_point():
+            value = value.float()
+            if not bool(value.isfinite().all()):
+                raise CheckpointError(f"{prefix}{name} in {path} holds values that are not finite; export it again")
+        values[name] = value
+    return values
