@@ -1,0 +1,373 @@
+"""The model's process: takes commands from a pipe, works the most urgent block first, reports back.
+
+One thread reads the pipe, one sends signs of life, and the main thread alone calls the model. `Worker` is the part
+without process, pipe and threads; tests run it in their own process.
+
+A block whose deadline has passed before it begins is skipped, as is one of an older epoch or a closed session. A
+session is opened when no block waits and the last one has just finished, because opening cannot be cut short and the
+other sessions have the most time to spare then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+import numpy as np
+
+from model.control import (
+    Beat,
+    Close,
+    Command,
+    Done,
+    Failed,
+    Interrupt,
+    Open,
+    Opened,
+    Ready,
+    Refused,
+    Release,
+    Report,
+    Skipped,
+    SkipReason,
+    Step,
+    Stop,
+    Update,
+)
+from model.errors import CheckpointError, ModelError
+from model.frame_ring import RingWriter
+from model.interface import AvatarModel, BlockRequest
+
+log = logging.getLogger(__name__)
+
+Job = Open | Update | Step | Close
+BEAT_S = 0.5
+_JUST_FINISHED_S = 0.05
+_IDLE_S = 1.0
+_OPEN_PATIENCE_S = 2.0
+_MAX_FAILURES = 3
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class Store(Protocol):
+    """Where pictures go; see `frame_ring.RingWriter`."""
+
+    def write(self, frames: np.ndarray) -> int | None: ...
+
+    def release(self, slot: int) -> None: ...
+
+
+class BrokenError(ModelError):
+    """The model fails block after block; start the process again."""
+
+
+class Desk:
+    """What was asked for and not done yet, most urgent first. Not thread-safe.
+
+    Args:
+        report: told of every block that is dropped.
+    """
+
+    def __init__(self, report: Callable[[Skipped], None]) -> None:
+        self._report = report
+        self._epochs: dict[str, int] = {}
+        self._prompt_jobs: deque[Update | Close] = deque()
+        self._steps: list[BlockRequest] = []
+        self._opens: deque[tuple[float, Open]] = deque()
+        self._step_ended_s = float("-inf")
+
+    def put(self, command: Open | Update | Step | Interrupt | Close, now_s: float) -> None:
+        """Accept a command."""
+        match command:
+            case Open(spec):
+                self._epochs[spec.session] = 0
+                self._opens.append((now_s, command))
+            case Step(request):
+                if request.epoch < self._epochs.get(request.session, 1 << 62):
+                    self._skip(request, "stale")
+                else:
+                    self._epochs[request.session] = request.epoch
+                    self._drop_stale()
+                    self._steps.append(request)
+            case Interrupt(session, epoch):
+                if session in self._epochs:
+                    self._epochs[session] = max(epoch, self._epochs[session])
+                    self._drop_stale()
+            case Close(session):
+                self._epochs.pop(session, None)
+                self._drop_stale()
+                self._opens = deque(entry for entry in self._opens if entry[1].spec.session != session)
+                self._prompt_jobs.append(command)
+            case Update():
+                self._prompt_jobs.append(command)
+
+    def take(self, now_s: float) -> Job | None:
+        """The job to do now, if any; blocks that are too late are dropped on the way."""
+        if self._prompt_jobs:
+            return self._prompt_jobs.popleft()
+        for request in [r for r in self._steps if 0 < r.deadline_s < now_s]:
+            self._steps.remove(request)
+            self._skip(request, "deadline")
+        if self._steps:
+            request = min(self._steps, key=lambda r: (r.deadline_s, r.block))
+            self._steps.remove(request)
+            return Step(request)
+        if self._opens and self._may_open(now_s):
+            return self._opens.popleft()[1]
+        return None
+
+    def step_ended(self, now_s: float) -> None:
+        """A block has just been finished."""
+        self._step_ended_s = now_s
+
+    def wait_s(self, now_s: float) -> float | None:
+        """How long until `take` may have something without a new command; None: never."""
+        if not self._opens:
+            return None
+        return max(0.001, min(self._step_ended_s + _IDLE_S, self._opens[0][0] + _OPEN_PATIENCE_S) - now_s)
+
+    def is_current(self, request: BlockRequest) -> bool:
+        """Whether a block is still wanted."""
+        return request.epoch >= self._epochs.get(request.session, 1 << 62)
+
+    def _may_open(self, now_s: float) -> bool:
+        since_s = now_s - self._step_ended_s
+        is_good_moment = since_s <= _JUST_FINISHED_S or since_s >= _IDLE_S
+        return is_good_moment or now_s - self._opens[0][0] >= _OPEN_PATIENCE_S
+
+    def _drop_stale(self) -> None:
+        for request in [r for r in self._steps if not self.is_current(r)]:
+            self._steps.remove(request)
+            self._skip(request, "stale")
+
+    def _skip(self, request: BlockRequest, reason: SkipReason) -> None:
+        self._report(Skipped(session=request.session, block=request.block, epoch=request.epoch, reason=reason))
+
+
+class Worker:
+    """Runs a model by commands.
+
+    Args:
+        model: loaded.
+        store: takes the pictures.
+        report: told everything that happens.
+        now: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        model: AvatarModel,
+        *,
+        store: Store,
+        report: Callable[[Report], None],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.desk = Desk(report)
+        self._model = model
+        self._store = store
+        self._report = report
+        self._now = now
+        self._failures = 0
+
+    def put(self, command: Command) -> None:
+        """Accept a command."""
+        if isinstance(command, Release):
+            self._store.release(command.slot)
+        elif not isinstance(command, Stop):
+            self.desk.put(command, self._now())
+
+    def take(self) -> Job | None:
+        """The job to do now, if any."""
+        return self.desk.take(self._now())
+
+    def perform(self, job: Job) -> None:
+        """Do a job; the model is called from here only.
+
+        Raises:
+            BrokenError: block after block has failed.
+        """
+        match job:
+            case Open():
+                self._open(job)
+            case Update(update):
+                with _forgiving(f"update of session {update.session}"):
+                    self._model.update(update)
+            case Close(session):
+                self._model.close(session)
+            case Step(request):
+                self._step(request)
+
+    def _open(self, job: Open) -> None:
+        try:
+            info = self._model.open(job.spec)
+        except Exception as error:  # the session is refused, the others go on
+            if not isinstance(error, ModelError):
+                log.exception("opening session %s failed", job.spec.session)
+            self._report(Refused(job.spec.session, sentence(error)))
+        else:
+            self._report(Opened(info))
+
+    def _step(self, request: BlockRequest) -> None:
+        started_s = self._now()
+        key = {"session": request.session, "block": request.block, "epoch": request.epoch}
+        try:
+            result = self._model.step(request)
+        except Exception as error:  # one block is lost, the stream goes on
+            self._fail(key, error)
+            return
+        finally:
+            self.desk.step_ended(self._now())
+        self._failures = 0
+        if not self.desk.is_current(request):
+            self._report(Skipped(**key, reason="stale"))
+            return
+        slot = self._store.write(result.frames)
+        if slot is None:
+            self._report(Skipped(**key, reason="no_slot"))
+            return
+        times = {"started_s": started_s, "finished_s": self._now()}
+        self._report(Done(**key, slot=slot, **times, stage_s=dict(result.stage_s), applied=result.applied))
+
+    def _fail(self, key: dict[str, Any], error: Exception) -> None:
+        log.error("block %s of session %s failed: %s", key["block"], key["session"], error, exc_info=error)
+        self._report(Skipped(**key, reason="failed", message=sentence(error)))
+        self._failures += 1
+        if self._failures >= _MAX_FAILURES:
+            raise BrokenError(f"{_MAX_FAILURES} blocks in a row failed, the last with: {sentence(error)}") from error
+
+
+def sentence(error: BaseException) -> str:
+    """An exception as one line; our own errors say what to do, of others the kind is named too."""
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, ModelError) else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+@contextlib.contextmanager
+def _forgiving(what: str):
+    try:
+        yield
+    except Exception:
+        log.exception("%s failed", what)
+
+
+def load(spec: Mapping[str, Any]) -> AvatarModel:
+    """Build the model that a launch spec names.
+
+    Args:
+        spec: `kind` is `fake` (other keys: those of `FakeConfig`) or `checkpoint` (given to `weights.load_model`).
+
+    Raises:
+        ModelError: the text says what to change.
+    """
+    if spec["kind"] == "fake":
+        from model.fake import FakeConfig, FakeModel
+
+        known = {field.name for field in fields(FakeConfig)}
+        return FakeModel(FakeConfig(**{name: value for name, value in spec.items() if name in known}))
+    if spec["kind"] == "checkpoint":
+        from model.weights import load_model
+
+        return load_model(dict(spec))
+    raise CheckpointError(f"model.kind is {spec['kind']!r}; write checkpoint or fake")
+
+
+class _Process:
+    """Pipe and threads around a `Worker`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sending = threading.Lock()
+        self._commands: deque[Command] = deque()
+        self._something = threading.Condition()
+        self._busy_since_s: float | None = None
+
+    def report(self, report: Report) -> None:
+        with self._sending, contextlib.suppress(OSError):  # the reader ends the process when the pipe has closed
+            self._connection.send(report)
+
+    def run(self, spec: Mapping[str, Any]) -> int:
+        """Load, then work until told to stop; the exit status."""
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        threading.Thread(target=self._read, name="read", daemon=True).start()
+        self._busy_since_s = time.monotonic()
+        try:
+            model = load(spec)
+            ring = RingWriter(int(spec.get("slots", 12)), block_shape(model), name=spec.get("ring_name"))
+        except Exception as error:
+            if not isinstance(error, ModelError):
+                log.exception("the model could not be loaded")
+            self.report(Failed(sentence(error), is_final=isinstance(error, ModelError)))
+            return 1
+        self._busy_since_s = None
+        worker = Worker(model, store=ring, report=self.report)
+        self.report(Ready(model.info, ring.address))
+        try:
+            self._work(worker)
+        except BrokenError as error:
+            self.report(Failed(str(error), is_final=False))
+            return 1
+        finally:
+            ring.close()
+        return 0
+
+    def _work(self, worker: Worker) -> None:
+        while True:
+            with self._something:
+                commands = list(self._commands)
+                self._commands.clear()
+            for command in commands:
+                if isinstance(command, Stop):
+                    return
+                worker.put(command)
+            job = worker.take()
+            if job is None:
+                with self._something:
+                    if not self._commands:
+                        self._something.wait(worker.desk.wait_s(time.monotonic()))
+                continue
+            self._busy_since_s = time.monotonic()
+            worker.perform(job)
+            self._busy_since_s = None
+
+    def _read(self) -> None:
+        while True:
+            try:
+                command = self._connection.recv()
+            except (EOFError, OSError):
+                os._exit(0)  # the server is gone; there is nobody to report to and nothing to save
+            with self._something:
+                self._commands.append(command)
+                self._something.notify()
+
+    def _beat(self) -> None:
+        while True:
+            since_s = self._busy_since_s
+            self.report(Beat(0.0 if since_s is None else time.monotonic() - since_s))
+            time.sleep(BEAT_S)
+
+
+def block_shape(model: AvatarModel) -> tuple[int, int, int, int]:
+    """Shape of a block's pictures: frames, height, width, 3."""
+    geometry = model.info.geometry
+    return geometry.frames_per_block, geometry.height, geometry.width, 3
+
+
+def main(connection: Connection, spec: Mapping[str, Any]) -> None:
+    """Entry of the spawned process; ends with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is the server's to handle
+    if spec.get("threads"):
+        for name in _THREAD_VARIABLES:
+            os.environ[name] = str(spec["threads"])
+    logging.basicConfig(level=spec.get("log_level", "WARNING").upper(), format="%(levelname)s %(name)s: %(message)s")
+    status = _Process(connection).run(spec)
+    logging.shutdown()
+    os._exit(status)  # not through interpreter shutdown, which waits for nothing we need and can hang in native code

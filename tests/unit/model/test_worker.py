@@ -1,0 +1,212 @@
+"""The model's process from inside: what is done first, what is dropped, what is reported."""
+
+import numpy as np
+import pytest
+
+from model.control import Close, Done, Interrupt, Open, Opened, Refused, Release, Skipped, Step, Update
+from model.errors import CheckpointError, PortraitError, UnknownSessionError
+from model.fake import FakeConfig, FakeModel
+from model.interface import BlockRequest, BlockResult, SessionSpec, SessionUpdate
+from model.worker import BrokenError, Desk, Worker, load, sentence
+
+PORTRAIT = np.full((64, 64, 3), 128, np.uint8)
+WINDOW = np.zeros(FakeConfig().window.samples, np.float32)
+
+
+class Shelf:
+    """A store of three slots."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, np.ndarray] = {}
+
+    def write(self, frames: np.ndarray) -> int | None:
+        slot = next((slot for slot in range(3) if slot not in self.blocks), None)
+        if slot is not None:
+            self.blocks[slot] = frames
+        return slot
+
+    def release(self, slot: int) -> None:
+        del self.blocks[slot]
+
+
+class Bench:
+    """A worker with a clock moved by hand."""
+
+    def __init__(self, model=None) -> None:
+        self.now = 100.0
+        self.reports: list = []
+        self.shelf = Shelf()
+        self.model = model or FakeModel(FakeConfig(width=64, height=64))
+        self.worker = Worker(self.model, store=self.shelf, report=self.reports.append, now=lambda: self.now)
+
+    def put(self, *commands) -> None:
+        for command in commands:
+            self.worker.put(command)
+
+    def run(self) -> list:
+        """Do what can be done now; returns the reports since the last run."""
+        while (job := self.worker.take()) is not None:
+            self.worker.perform(job)
+        reports = list(self.reports)
+        self.reports.clear()
+        return reports
+
+    def opened(self, *names: str) -> "Bench":
+        self.put(*(Open(SessionSpec(session=name, image=PORTRAIT)) for name in names))
+        self.run()
+        return self
+
+
+def step(session: str, block: int, deadline_s: float = 0.0, epoch: int = 0) -> Step:
+    return Step(BlockRequest(session=session, block=block, epoch=epoch, window=WINDOW, deadline_s=deadline_s))
+
+
+def outcome(reports: list) -> list[tuple]:
+    return [(r.session, r.block, "done" if isinstance(r, Done) else r.reason) for r in reports if hasattr(r, "block")]
+
+
+def test_the_most_urgent_block_comes_first():
+    bench = Bench().opened("a", "b")
+    bench.put(step("a", 5, 102.0), step("b", 9, 101.0), step("a", 6, 102.5))
+    assert outcome(bench.run()) == [("b", 9, "done"), ("a", 5, "done"), ("a", 6, "done")]
+
+
+def test_done_says_where_and_when():
+    bench = Bench().opened("a")
+    bench.put(step("a", 4, 200.0))
+    (done,) = bench.run()
+    assert (done.slot, done.epoch, done.started_s, done.finished_s) == (0, 0, 100.0, 100.0)
+    assert set(done.stage_s) == {"audio", "dit", "vae"}
+    assert bench.shelf.blocks[0].shape == (12, 64, 64, 3)
+
+
+def test_a_block_past_its_deadline_is_not_computed():
+    bench = Bench().opened("a")
+    bench.put(step("a", 0, 99.9), step("a", 1, 100.5))
+    assert outcome(bench.run()) == [("a", 0, "deadline"), ("a", 1, "done")]
+
+
+def test_an_interrupt_drops_older_blocks_only():
+    bench = Bench().opened("a", "b")
+    bench.put(step("a", 0, 101), step("b", 0, 101), Interrupt("a", 1), step("a", 1, 101.5), step("a", 2, 102, epoch=1))
+    assert outcome(bench.run()) == [("a", 0, "stale"), ("a", 1, "stale"), ("b", 0, "done"), ("a", 2, "done")]
+
+
+def test_a_newer_epoch_alone_makes_older_blocks_stale():
+    bench = Bench().opened("a")
+    bench.put(step("a", 0, 101), step("a", 1, 102, epoch=2))
+    assert outcome(bench.run()) == [("a", 0, "stale"), ("a", 1, "done")]
+
+
+def test_an_interrupt_during_a_block_drops_its_result():
+    class Interrupted(FakeModel):
+        def step(self, request: BlockRequest) -> BlockResult:
+            bench.put(Interrupt("a", 1))
+            return super().step(request)
+
+    bench = Bench(Interrupted(FakeConfig(width=64, height=64))).opened("a")
+    bench.put(step("a", 0, 101))
+    assert outcome(bench.run()) == [("a", 0, "stale")] and not bench.shelf.blocks
+
+
+def test_closing_drops_what_waits_and_forgets_the_session():
+    bench = Bench().opened("a", "b")
+    bench.put(step("a", 0, 101), step("b", 0, 101), Close("a"), step("a", 1, 102))
+    assert outcome(bench.run()) == [("a", 0, "stale"), ("a", 1, "stale"), ("b", 0, "done")]
+    with pytest.raises(UnknownSessionError):
+        bench.model.update(SessionUpdate(session="a", block=0))
+    bench.put(Open(SessionSpec(session="c", image=PORTRAIT)), Close("c"))
+    assert not any(isinstance(report, Opened) for report in bench.run())
+
+
+def test_updates_go_before_blocks():
+    bench = Bench().opened("a")
+    bench.put(step("a", 3, 101), Update(SessionUpdate(session="a", block=3, prompt="happy")))
+    (done,) = bench.run()
+    assert done.applied == ("prompt",)
+
+
+def test_a_refused_portrait_spares_the_others():
+    class Picky(FakeModel):
+        def open(self, spec):
+            if spec.session == "bad":
+                raise PortraitError("the portrait has no face;\nsend one with a face")
+            return super().open(spec)
+
+    bench = Bench(Picky(FakeConfig(width=64, height=64))).opened("a")
+    bench.put(Open(SessionSpec(session="bad", image=PORTRAIT)), step("a", 0, 101))
+    reports = bench.run() + (setattr(bench, "now", 103.0) or bench.run())
+    assert outcome(reports) == [("a", 0, "done")]
+    assert Refused("bad", "the portrait has no face; send one with a face") in reports
+
+
+def test_opening_waits_for_the_moment_after_a_block():
+    bench = Bench().opened("a")
+    bench.put(step("a", 0, 101))
+    bench.run()
+    bench.now += 0.3
+    bench.put(Open(SessionSpec(session="b", image=PORTRAIT)))
+    assert bench.run() == [] and 0.6 < bench.worker.desk.wait_s(bench.now) <= 0.71
+    bench.now += 0.18
+    bench.put(step("a", 1, 102))
+    done, opened = bench.run()
+    assert isinstance(done, Done) and isinstance(opened, Opened)
+
+
+def test_opening_comes_at_once_when_nobody_else_works_and_in_the_end_anyway():
+    bench = Bench().opened("a")
+    bench.put(step("a", 0, 101))
+    bench.run()
+    bench.now += 1.5
+    bench.put(Open(SessionSpec(session="b", image=PORTRAIT)))
+    assert isinstance(bench.run()[0], Opened)
+    bench.put(step("a", 1, 103), Open(SessionSpec(session="c", image=PORTRAIT)))
+    assert isinstance(bench.run()[1], Opened)
+
+
+def test_failed_blocks_are_told_and_three_in_a_row_end_the_process():
+    class Failing(FakeModel):
+        def step(self, request):
+            if request.block in (0, 2, 3, 4):
+                raise ValueError("mat1 and mat2\ncannot be multiplied")
+            return super().step(request)
+
+    bench = Bench(Failing(FakeConfig(width=64, height=64))).opened("a")
+    bench.put(step("a", 0, 101), step("a", 1, 102))
+    failed, _ = bench.run()
+    assert failed == Skipped(
+        session="a", block=0, epoch=0, reason="failed", message="ValueError: mat1 and mat2 cannot be multiplied"
+    )
+    bench.put(*(step("a", block, 103) for block in (2, 3, 4)))
+    with pytest.raises(BrokenError, match="3 blocks in a row"):
+        bench.run()
+
+
+def test_without_a_free_slot_the_block_is_lost_not_the_stream():
+    bench = Bench().opened("a")
+    bench.put(*(step("a", block, 101 + block) for block in range(4)))
+    assert [kind for *_, kind in outcome(bench.run())] == ["done", "done", "done", "no_slot"]
+    bench.put(Release(1), step("a", 5, 110))
+    (done,) = bench.run()
+    assert done.slot == 1
+
+
+def test_blocks_without_a_deadline_are_never_late():
+    desk = Desk([].append)
+    desk.put(Open(SessionSpec(session="a", image=PORTRAIT)), 0.0)
+    assert isinstance(desk.take(1e9), Open)
+    desk.put(step("a", 0), 1e9)
+    assert desk.take(2e9).request.block == 0 and desk.take(3e9) is None and desk.wait_s(3e9) is None
+
+
+def test_loading_by_kind():
+    model = load({"kind": "fake", "width": 128, "height": 64, "threads": 2})
+    assert model.info.geometry.width == 128
+    with pytest.raises(CheckpointError, match="'magic'"):
+        load({"kind": "magic"})
+
+
+def test_sentences():
+    assert sentence(CheckpointError("tiny.safetensors is\n missing")) == "tiny.safetensors is missing"
+    assert sentence(KeyError("x")) == "KeyError: 'x'"
+    assert sentence(MemoryError()) == "MemoryError"
