@@ -1,10 +1,11 @@
 """Video VAEs behind one streaming interface. Here: `LightVAE`, the one of the tiny checkpoint.
 
-16x in space and 4x in time with 2D convolutions only: every memory block also sees a reduced copy of the previous
+8x or 16x in space and 4x in time with 2D convolutions only: every memory block also sees a reduced copy of the previous
 frame's features, so the temporal field is finite, and streaming equals offline exactly. What is carried between calls
 is the tuple of those copies, passed in and handed back; weights never change, so sessions can take turns.
 
-Letters: B batch, T pictures, F latent frames (T = 4 F), H and W pixels, h = H / 16, w = W / 16, z latent channels.
+Letters: B batch, T pictures, F latent frames (T = 4 F), H and W pixels, h and w latent rows and columns, z latent
+channels.
 """
 
 from __future__ import annotations
@@ -22,21 +23,34 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+class PixelNorm(nn.Module):
+    """RMS norm over the channels of every pixel: [N, width, h, w]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.permute(0, 2, 3, 1), self.gain.shape, self.gain.to(x.dtype), 1e-6).permute(0, 3, 1, 2)
+
+
 class MemoryBlock(nn.Module):
     """Residual block whose first convolution sees the current frame and a reduced copy of the previous one."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.norm = PixelNorm(width)
         self.reduce = nn.Conv2d(width, width // 4, 1)
         self.conv1 = nn.Conv2d(width + width // 4, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor, batch: int, previous: Tensor | None) -> tuple[Tensor, Tensor]:
         """x: [B*T, width, h, w]; previous: [B, 1, width/4, h, w] or None at the start of a stream."""
-        reduced = self.reduce(x).unflatten(0, (batch, -1))
+        y = self.norm(x)
+        reduced = self.reduce(y).unflatten(0, (batch, -1))
         first = torch.zeros_like(reduced[:, :1]) if previous is None else previous.to(reduced.dtype)
         shifted = torch.cat([first, reduced[:, :-1]], 1).flatten(0, 1)
-        y = F.silu(self.conv1(torch.cat([x, shifted], 1)))
+        y = F.silu(self.conv1(torch.cat([y, shifted], 1)))
         return x + self.conv2(y), reduced[:, -1:]
 
 
@@ -45,11 +59,12 @@ class PlainBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.norm = PixelNorm(width)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(x)))
+        return x + self.conv2(F.silu(self.conv1(self.norm(x))))
 
 
 class Stage(nn.Module):
@@ -72,16 +87,17 @@ class Stage(nn.Module):
 
 
 class LightEncoder(nn.Module):
-    """[B, T, 3, H, W] in -1..1 to [B, T/4, z, H/16, W/16]."""
+    """[B, T, 3, H, W] in -1..1 to [B, T/4, z, H/stride, W/stride], stride 8 or 16."""
 
-    def __init__(self, z_dim: int, widths: tuple[int, int, int]) -> None:
+    def __init__(self, z_dim: int, widths: tuple[int, int, int], stride: int) -> None:
         super().__init__()
         a, b, c = widths
+        self.fold = stride // 8
         self.conv_in = nn.Conv2d(48, a, 3, padding=1)
         self.stage0 = Stage(a, 2, 1)
         self.down0, self.halve0 = nn.Conv2d(4 * a, b, 1), nn.Conv2d(2 * b, b, 1)
         self.stage1 = Stage(b, 2, 1)
-        self.down1, self.halve1 = nn.Conv2d(4 * b, c, 1), nn.Conv2d(2 * c, c, 1)
+        self.down1, self.halve1 = nn.Conv2d(self.fold**2 * b, c, 1), nn.Conv2d(2 * c, c, 1)
         self.stage2 = Stage(c, 3, 1)
         self.conv_out = nn.Conv2d(c, z_dim, 1)
 
@@ -91,20 +107,21 @@ class LightEncoder(nn.Module):
         x = self.stage0(self.conv_in(x), batch, state, carried)
         x = self.down0(F.pixel_unshuffle(x, 2))
         x = self.stage1(self.halve0(x.unflatten(0, (-1, 2)).flatten(1, 2)), batch, state, carried)
-        x = self.down1(F.pixel_unshuffle(x, 2))
+        x = self.down1(F.pixel_unshuffle(x, self.fold))
         x = self.stage2(self.halve1(x.unflatten(0, (-1, 2)).flatten(1, 2)), batch, state, carried)
         return self.conv_out(x).unflatten(0, (batch, -1)), tuple(carried)
 
 
 class LightDecoder(nn.Module):
-    """[B, F, z, h, w] to [B, 4F, 3, 16h, 16w]."""
+    """[B, F, z, h, w] to [B, 4F, 3, stride h, stride w], stride 8 or 16."""
 
-    def __init__(self, z_dim: int, widths: tuple[int, int, int], blocks: tuple[int, int, int]) -> None:
+    def __init__(self, z_dim: int, widths: tuple[int, int, int], blocks: tuple[int, int, int], stride: int) -> None:
         super().__init__()
         a, b, c = widths
+        self.fold = stride // 8
         self.conv_in = nn.Conv2d(z_dim, a, 3, padding=1)
         self.stage0 = Stage(a, blocks[0], blocks[0])
-        self.double0, self.up0 = nn.Conv2d(a, 2 * a, 1), nn.Conv2d(a, 4 * b, 1)
+        self.double0, self.up0 = nn.Conv2d(a, 2 * a, 1), nn.Conv2d(a, self.fold**2 * b, 1)
         self.stage1 = Stage(b, blocks[1], blocks[1])
         self.double1, self.up1 = nn.Conv2d(b, 2 * b, 1), nn.Conv2d(b, 4 * c, 1)
         self.stage2 = Stage(c, blocks[2], 1)
@@ -119,7 +136,7 @@ class LightDecoder(nn.Module):
         batch, carried = latents.shape[0], []
         x = self.conv_in(_channels_last(latents.flatten(0, 1)))
         x = self.stage0(x, batch, state, carried)
-        x = F.pixel_shuffle(self.up0(self._double(self.double0, x)), 2)
+        x = F.pixel_shuffle(self.up0(self._double(self.double0, x)), self.fold)
         x = self.stage1(_channels_last(x), batch, state, carried)
         x = F.pixel_shuffle(self.up1(self._double(self.double1, x)), 2)
         x = self.stage2(_channels_last(x), batch, state, carried)
@@ -129,20 +146,19 @@ class LightDecoder(nn.Module):
 class LightVAE(nn.Module):
     """The tiny checkpoint's causal VAE; latents are normalised per channel with measured mean and std."""
 
-    stride = (4, 16, 16)
-    """Pictures, rows and columns per latent cell."""
-
     def __init__(
         self,
         z_dim: int = 48,
+        stride: int = 16,
         encoder_widths: tuple[int, int, int] = (64, 128, 192),
         decoder_widths: tuple[int, int, int] = (192, 96, 48),
         decoder_blocks: tuple[int, int, int] = (2, 2, 2),
     ) -> None:
         super().__init__()
         self.z_dim = z_dim
-        self.encoder = LightEncoder(z_dim, encoder_widths)
-        self.decoder = LightDecoder(z_dim, decoder_widths, decoder_blocks)
+        self.stride = (4, stride, stride)
+        self.encoder = LightEncoder(z_dim, encoder_widths, stride)
+        self.decoder = LightDecoder(z_dim, decoder_widths, decoder_blocks, stride)
         self.register_buffer("mean", torch.zeros(z_dim))
         self.register_buffer("std", torch.ones(z_dim))
         self._init_unit_gain()
@@ -161,11 +177,11 @@ class LightVAE(nn.Module):
         """Pictures to normalised latents.
 
         Args:
-            video: [B, 3, T, H, W] in -1..1, T a multiple of 4, H and W multiples of 16.
+            video: [B, 3, T, H, W] in -1..1, T a multiple of 4, H and W multiples of the stride.
             state: what the previous call of this stream returned; None starts a stream.
 
         Returns:
-            Latents [B, z, T/4, H/16, W/16] and the state for the next call.
+            Latents [B, z, T/4, h, w] and the state for the next call.
         """
         latents, state = self.encoder(video.transpose(1, 2), state)
         scale, shift = self._affine(latents.dtype)
@@ -179,7 +195,7 @@ class LightVAE(nn.Module):
             state: what the previous call of this stream returned; None starts a stream.
 
         Returns:
-            Video [B, 3, 4F, 16h, 16w], about -1..1 (not clamped), and the state for the next call.
+            Video [B, 3, 4F, H, W], about -1..1 (not clamped), and the state for the next call.
         """
         scale, shift = self._affine(latents.dtype)
         video, state = self.decoder(latents.transpose(1, 2) * scale + shift, state)

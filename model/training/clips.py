@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.motion import MotionSizes, pose_condition, pose_tracks, posture_offset, talk_activity
+from model.motion import LIMIT, MotionSizes, pose_condition, pose_tracks, posture_offset, talk_activity
 from model.training import render
 from model.training.sitting import DEVICE
 
@@ -140,8 +140,6 @@ def _controller_tracks(gated: Tensor, frames: int, seed: int) -> np.ndarray:
     tracks = tracks[:, LEFT_FRAMES : LEFT_FRAMES + frames]
     postures = [posture_offset(p) for p in ("idle", "speaking", "listening", "thinking")]
     choice = rng.choice(4, count, p=(0.4, 0.35, 0.15, 0.1))
-    from model.motion import LIMIT
-
     return np.clip(tracks + np.stack(postures)[choice][:, None], -LIMIT, LIMIT)
 
 

@@ -151,9 +151,14 @@ class CapturedStep:
         return self._loss.clone()
 
 
+def _shards(path: Path) -> list[Path]:
+    files = [p for p in path.parent.glob(path.name + ".*") if p.suffix[1:].isdigit()]
+    return sorted(files, key=lambda p: int(p.suffix[1:]))
+
+
 def save_shards(path: Path, tensors: dict[str, Tensor], note: dict | None = None) -> None:
     """float16 safetensors files PATH.0, PATH.1, ... of at most SHARD_BYTES each; the first carries `note`."""
-    for old in path.parent.glob(path.name + ".*"):
+    for old in _shards(path):
         old.unlink()
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
@@ -172,7 +177,7 @@ def load_shards(path: Path) -> tuple[dict[str, Tensor], dict]:
     """What `save_shards` wrote, in float32, and its note."""
     tensors: dict[str, Tensor] = {}
     note: dict = {}
-    files = sorted(path.parent.glob(path.name + ".*"), key=lambda p: int(p.suffix[1:]))
+    files = _shards(path)
     if not files:
         raise FileNotFoundError(f"{path}.0 is missing; run the stage that makes it first")
     for file in files:

@@ -9,16 +9,15 @@ from torch import Tensor
 
 from model.training.clips import Renderer, SpeechSet, box_mask, draw_identities, plan_clips
 from model.training.figures import masked_psnr_db, psnr_db, save_png, sheet, ssim_map
+from model.training.optimiser import Muon
 from model.training.sitting import (
     DEVICE,
     Average,
     CapturedStep,
     Sitting,
-    adamw,
     autocast,
     load_shards,
     save_shards,
-    set_rate,
 )
 from model.vae import LightVAE
 
@@ -111,8 +110,7 @@ def run(work: Path, seconds: float, smoke: bool = False, resume: bool = False, c
     if resume:
         vae.load_state_dict(load_shards(work / "vae")[0])
         vae.mean.zero_(), vae.std.fill_(1)
-    optimiser = adamw(vae.parameters(), 0.01, captured=True)
-    average, sitting = Average(vae, 0.002), Sitting("vae", seconds)
+    optimiser, average = Muon(vae, 0.02, 2e-3, exclude=("conv_in", "conv_out")), Average(vae, 0.004)
     noise = torch.full((1,), 0.02, device=DEVICE)
     loss_fn = torch.compile(reconstruction_loss) if DEVICE.type == "cuda" else reconstruction_loss
 
@@ -122,17 +120,16 @@ def run(work: Path, seconds: float, smoke: bool = False, resume: bool = False, c
             spread = z.detach().float().std((0, 2, 3, 4), keepdim=True).to(z.dtype)
             y, _ = vae.decode(z + torch.randn_like(z) * spread * noise.to(z.dtype))
         loss = loss_fn(y.float(), x, weight) + 1e-4 * z.float().square().mean()
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()
         return loss.detach()
 
-    set_rate(optimiser, 1e-5)
+    optimiser.set_rates(0.01)
     captured = CapturedStep(step, pool.sample(batch))
     sitting = Sitting("vae", seconds, 20 if not smoke else 3)
     while not sitting.done:
-        set_rate(optimiser, sitting.rate(7e-4, 50 if resume else 300))
+        optimiser.set_rates(sitting.rate(0.5 if resume else 1.0, 100))
         noise.fill_(0.02 if sitting.share < 0.4 and not resume else 0.08)
         loss = captured(*pool.sample(batch))
         if sitting.iteration % 4 == 0:
