@@ -74,8 +74,9 @@ class NoiseSource:
         self._clip: tuple[int, Tensor] | None = None
 
     def _stream(self, block: int, purpose: int) -> np.random.Generator:
-        key = [self._seed % 2**64, purpose]
-        return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, block % 2**64]))
+        key = np.array([self._seed % 2**64, purpose], np.uint64)
+        counter = np.array([0, 0, 0, block % 2**64], np.uint64)
+        return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
     def block(self, block: int) -> Tensor:
         """Noise of one block, [1, C, F, h, w] float32 on the CPU."""
