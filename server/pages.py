@@ -53,8 +53,7 @@ class Pages:
 
 
 class Gallery:
-    """The portraits that ship with the project: PNG files, with names in `gallery.json` (`{id: name}` or a list of
-    `{id, name}`) where it lies beside them.
+    """The portraits that ship with the project, as `index.json` lists them: `[{id, name, file}]`.
 
     Args:
         folder: the package's own by default.
@@ -62,25 +61,15 @@ class Gallery:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or Path(str(resources.files("client_demo.gallery")))
-        self._names = self._read_names()
-
-    @property
-    def folder(self) -> Path:
-        """Where the pictures lie."""
-        return self._folder
+        index = self._folder / "index.json"
+        listed = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else []
+        self._portraits = {entry["id"]: entry for entry in listed if (self._folder / entry["file"]).is_file()}
 
     def entries(self) -> list[AvatarEntry]:
-        """Every portrait, in the gallery file's order, then by name. All of them are inside the model's domain."""
-        order = {name: place for place, name in enumerate(self._names)}
-        ids = sorted((path.stem for path in self._folder.glob("*.png")), key=lambda i: (order.get(i, len(order)), i))
+        """Every portrait, in order. All of them are inside the model's domain."""
         return [
-            AvatarEntry(
-                id=i,
-                name=self._names.get(i) or i.replace("_", " ").title(),
-                thumbnail=f"gallery/{i}.png",
-                in_domain=True,
-            )
-            for i in ids
+            AvatarEntry(id=i, name=portrait["name"], thumbnail=f"gallery/{portrait['file']}", in_domain=True)
+            for i, portrait in self._portraits.items()
         ]
 
     def default(self) -> str:
@@ -89,10 +78,9 @@ class Gallery:
         Raises:
             ApiError: `not_found`, when the gallery is empty.
         """
-        entries = self.entries()
-        if not entries:
+        if not self._portraits:
             raise ApiError("not_found", "The gallery is empty; send a portrait as image.")
-        return entries[0].id
+        return next(iter(self._portraits))
 
     def picture(self, avatar: str) -> bytes:
         """The file of one portrait.
@@ -100,15 +88,8 @@ class Gallery:
         Raises:
             ApiError: `not_found`, with the names there are.
         """
-        ids = [entry.id for entry in self.entries()]
-        if avatar not in ids:
-            raise ApiError("not_found", f"avatar {avatar[:60]!r} is not in the gallery; there are {', '.join(ids)}.")
-        return (self._folder / f"{avatar}.png").read_bytes()
-
-    def _read_names(self) -> dict[str, str]:
-        path = self._folder / "gallery.json"
-        if not path.is_file():
-            return {}
-        data = json.loads(path.read_text(encoding="utf-8"))
-        entries = data.items() if isinstance(data, dict) else ((e["id"], e.get("name")) for e in data)
-        return {key: name if isinstance(name, str) else "" for key, name in entries}
+        portrait = self._portraits.get(avatar)
+        if portrait is None:
+            known = ", ".join(self._portraits) or "none"
+            raise ApiError("not_found", f"avatar {avatar[:60]!r} is not in the gallery; there are {known}.")
+        return (self._folder / portrait["file"]).read_bytes()

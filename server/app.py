@@ -1,0 +1,237 @@
+"""The HTTP and WebSocket surface: thin routes over the hub, each a check of who asks, of what was sent, and one call.
+
+The hub is handed in, so tests run the same routes over the fake model. Documents, status codes and names are those of
+`docs/protocol.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Request, Response, WebSocket
+from fastapi.responses import JSONResponse, RedirectResponse
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import HTTPConnection
+from starlette.websockets import WebSocketDisconnect, WebSocketState
+
+from server import schemas
+from server.auth import Role, chosen_protocol
+from server.errors import ApiError
+from server.http import BodyLimit, OriginGuard, install_problem_documents, not_there, problem
+from server.hub import Hub
+from server.live import LiveSession, Mailbox
+from server.pages import Pages
+from server.signaling import read_candidates, read_offer
+
+log = logging.getLogger(__name__)
+
+
+def create_app(hub: Hub) -> FastAPI:
+    """The application over a hub; starts and stops the hub with itself."""
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        await hub.start()
+        try:
+            yield
+        finally:
+            await hub.stop()
+
+    app = FastAPI(title="avatarcast", version=hub.version, lifespan=life, docs_url=None, redoc_url=None)
+    install_problem_documents(app, hub.metrics)
+    _operations(app, hub)
+    _sessions(app, hub)
+    _webrtc(app, hub)
+    _events(app, hub)
+    _pages(app, hub)
+    origins = hub.config.server.cors_origins
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "If-Match"],
+            expose_headers=["ETag", "Location", "Link", "Retry-After"],
+        )
+    app.add_middleware(BodyLimit)
+    app.add_middleware(OriginGuard, open_server=not hub.authority.required, origins=origins)
+    return app
+
+
+def _session_for(hub: Hub, connection: HTTPConnection, id: str, least: Role) -> tuple[LiveSession, Role]:
+    """The session and what this client may do to it; strangers do not learn which sessions exist."""
+    session = hub.find(id)
+    role = hub.authority.demand(connection, least, session.tokens if session else None)
+    if session is None:
+        raise ApiError("not_found", f"There is no session {id[:40]!r}; it may have ended.")
+    return session, role
+
+
+def _client_of(request: Request) -> str:
+    return request.client.host if request.client else "unknown"
+
+
+def _operations(app: FastAPI, hub: Hub) -> None:
+    @app.get("/healthz", summary="Whether the process lives, and what the engine is")
+    async def healthz() -> Response:
+        return JSONResponse(hub.health())
+
+    @app.get("/readyz", summary="Whether a session can start")
+    async def readyz() -> Response:
+        reason = hub.unready_reason()
+        if reason:
+            raise ApiError("engine_down", reason, retry_after_s=2)
+        return JSONResponse({"ready": True})
+
+    @app.get("/metrics", summary="Prometheus metrics")
+    async def metrics(request: Request) -> Response:
+        hub.authority.demand(request, Role.ADMIN)
+        hub.refresh_metrics()
+        return Response(hub.metrics.render(), media_type=hub.metrics.content_type)
+
+    @app.get("/v1/avatars", response_model=list[schemas.AvatarEntry])
+    async def avatars() -> list[schemas.AvatarEntry]:
+        return hub.gallery.entries()
+
+    @app.get("/v1/capacity", response_model=schemas.Capacity)
+    async def capacity() -> schemas.Capacity:
+        return hub.capacity()
+
+    @app.get("/v1/ice", summary="STUN and TURN servers for RTCPeerConnection")
+    async def ice(request: Request) -> dict[str, object]:
+        if hub.authority.required:
+            hub.demand_any(request)
+        return {"iceServers": hub.ice_servers_for_clients()}
+
+
+def _sessions(app: FastAPI, hub: Hub) -> None:
+    @app.post(
+        "/v1/sessions",
+        status_code=201,
+        response_model=schemas.SessionCreated,
+        openapi_extra=schemas.body_of(schemas.NewSession),
+    )
+    async def create(request: Request) -> schemas.SessionCreated:
+        hub.authority.demand(request, Role.ADMIN)
+        body, image = await schemas.read_body(request, schemas.NewSession)
+        session = await hub.open_session(body, image, client=_client_of(request))
+        return session.created()
+
+    @app.get("/v1/sessions")
+    async def listing(request: Request) -> list[dict[str, object]]:
+        hub.authority.demand(request, Role.ADMIN)
+        return [session.status() for session in hub.sessions()]
+
+    @app.get("/v1/sessions/{id}")
+    async def status(request: Request, id: str) -> dict[str, object]:
+        session, _ = _session_for(hub, request, id, Role.VIEW)
+        return session.status()
+
+    @app.patch(
+        "/v1/sessions/{id}",
+        response_model=schemas.Planned,
+        openapi_extra=schemas.body_of(schemas.SessionChange),
+    )
+    async def change(request: Request, id: str) -> schemas.Planned:
+        session, _ = _session_for(hub, request, id, Role.CONTROL)
+        body, image = await schemas.read_body(request, schemas.SessionChange)
+        return await hub.change_session(session, body, image)
+
+    @app.delete("/v1/sessions/{id}", status_code=204)
+    async def delete(request: Request, id: str) -> Response:
+        session, _ = _session_for(hub, request, id, Role.CONTROL)
+        await hub.close_session(session, "deleted")
+        return Response(status_code=204)
+
+    @app.post("/v1/sessions/{id}/interrupt", response_model=schemas.Interrupted)
+    async def interrupt(request: Request, id: str) -> dict[str, object]:
+        session, _ = _session_for(hub, request, id, Role.CONTROL)
+        return (await session.interrupt()).as_json()
+
+
+def _webrtc(app: FastAPI, hub: Hub) -> None:
+    @app.post(
+        "/v1/sessions/{id}/offer",
+        response_model=schemas.Description,
+        openapi_extra=schemas.body_of(schemas.Description),
+    )
+    async def offer(request: Request, id: str) -> schemas.Description:
+        session, role = _session_for(hub, request, id, Role.VIEW)
+        checked = read_offer(await schemas.read_json(request))
+        return schemas.Description(sdp=await session.answer(checked, role), type="answer")
+
+    @app.patch("/v1/sessions/{id}/offer", status_code=204, openapi_extra=schemas.body_of(schemas.Candidates))
+    async def candidates(request: Request, id: str) -> Response:
+        session, role = _session_for(hub, request, id, Role.VIEW)
+        await session.add_candidates(read_candidates(await schemas.read_json(request)), role)
+        return Response(status_code=204)
+
+
+def _events(app: FastAPI, hub: Hub) -> None:
+    @app.websocket("/v1/sessions/{id}/events")
+    async def events(socket: WebSocket, id: str) -> None:
+        try:
+            session, role = _session_for(hub, socket, id, Role.VIEW)
+        except ApiError as error:
+            hub.metrics.rejected.labels(error.code).inc()
+            await socket.send_denial_response(problem(error))
+            return
+        await socket.accept(subprotocol=chosen_protocol(socket))
+        mailbox = session.open_mailbox(may_control=role >= Role.CONTROL)
+        sending = asyncio.create_task(_send_events(socket, mailbox), name=f"events {session.id}")
+        try:
+            await _receive_messages(socket, mailbox)
+        finally:
+            mailbox.close()
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+
+    @app.websocket("/{path:path}")
+    async def no_such_socket(socket: WebSocket, path: str) -> None:
+        await socket.send_denial_response(problem(not_there(f"/{path}")))
+
+
+async def _send_events(socket: WebSocket, mailbox: Mailbox) -> None:
+    """Pass the session's events on until it ends or the client does not take them."""
+    try:
+        while (text := await mailbox.next()) is not None:
+            await socket.send_text(text)
+        if socket.application_state == WebSocketState.CONNECTED:
+            await socket.close(1000, "the session has ended")
+    except (WebSocketDisconnect, RuntimeError):
+        return  # the client left while we were sending
+
+
+async def _receive_messages(socket: WebSocket, mailbox: Mailbox) -> None:
+    while True:
+        message = await socket.receive()
+        if message["type"] == "websocket.disconnect":
+            return
+        data = message.get("text")
+        await mailbox.receive(data if data is not None else message.get("bytes") or b"")
+
+
+def _pages(app: FastAPI, hub: Hub) -> None:
+    pages = Pages()
+
+    @app.get("/", include_in_schema=False)
+    async def presenter() -> Response:
+        return pages.file("presenter.html")
+
+    @app.get("/static/{name}", include_in_schema=False)
+    async def static(name: str) -> Response:
+        return pages.file(name)
+
+    @app.get("/gallery/{name}", include_in_schema=False)
+    async def portrait(name: str) -> Response:
+        return pages.file(name, under="gallery")
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon() -> Response:
+        return RedirectResponse("static/icon.svg", 307)
+
+
