@@ -3,7 +3,7 @@
 import { Figures } from "./figures.js";
 import { unsupportedReason } from "./peer.js";
 import { PortraitError, Portraits } from "./portraits.js";
-import { Session } from "./session.js";
+import { Session, setAccessKey } from "./session.js";
 import { SourceError, Sources, microphoneObstacle, microphones } from "./sources.js";
 
 const $ = (id) => document.getElementById(id);
@@ -91,9 +91,26 @@ function showFailure(error) {
   if (error instanceof SourceError) showNotice(error.title, error.message);
   else if (error instanceof PortraitError) showNotice("This picture cannot be used", error.message);
   else if (error.code === "out_of_domain") explainDomain(error.message, error.body);
+  else if (error.code === "unauthorized" || error.code === "forbidden") askKey(error.message);
   else if (error.code === "unreachable") showNotice("The server is not there", error.message);
   else if (error.code === "unsupported_media" || error.code === "too_large") showNotice("This picture cannot be used", error.message);
   else showNotice("That did not work", error.message);
+}
+
+function askKey(message) {
+  showNotice("This server asks for an access key", message, { tone: "warn" });
+  const form = document.createElement("form");
+  form.className = "prompt";
+  const input = Object.assign(document.createElement("input"), { type: "password", ariaLabel: "Access key", autocomplete: "current-password", required: true });
+  form.append(input, Object.assign(document.createElement("button"), { className: "text-button", textContent: "Use it" }));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    setAccessKey(input.value);
+    clearNotice();
+    start();
+  });
+  $("error").querySelector(".actions").before(form);
+  input.focus();
 }
 
 // A photograph is no mistake of the visitor; say what the model can do, and the measured reason.

@@ -12,6 +12,18 @@ import { Peer } from "./peer.js";
 /** The server's root: this file lies one folder below it. */
 export const ROOT = new URL("..", import.meta.url);
 
+// A server that is open to the network asks for a key. It may come behind the `#` of the address, which is never sent
+// to a server by itself, and it is forgotten with the tab.
+const KEY = "avatarcast-key";
+const given = new URLSearchParams(location.hash.slice(1)).get("key");
+if (given) {
+  sessionStorage.setItem(KEY, given);
+  history.replaceState(null, "", location.pathname + location.search);
+}
+
+/** Remembers the access key for this tab. */
+export function setAccessKey(key) { sessionStorage.setItem(KEY, key); }
+
 /** What the server refused, from `application/problem+json`: a stable code and a sentence. */
 export class ApiError extends Error {
   constructor(status, code, message, retryAfterS, body) {
@@ -31,7 +43,8 @@ export class ApiError extends Error {
 export async function request(path, { method = "GET", body, token, signal, keepalive } = {}) {
   const headers = {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  if (token) headers.Authorization = `Bearer ${token}`;
+  const credential = token ?? sessionStorage.getItem(KEY);
+  if (credential) headers.Authorization = `Bearer ${credential}`;
   let answer;
   try {
     answer = await fetch(new URL(path, ROOT), { method, headers, signal, keepalive, body: body === undefined ? undefined : JSON.stringify(body) });
