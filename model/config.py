@@ -433,6 +433,11 @@ class RunConfig:
         _check(good, f"size is {self.size!r}; write it as 256x256, or auto")
         return int(sides[0]), int(sides[1])
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> RunConfig:
+        """Read plain values, as strictly as `ModelConfig.from_dict`."""
+        return _read(cls, data, "")
+
 
 def _read(kind: Any, value: Any, path: str) -> Any:
     """Turn plain values into `kind`: a dataclass, a tuple of one element type, a number, a string, a union."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig, RunConfig
 from model.denoiser import Denoiser, StreamState
 from model.dit import TextKV
-from model.errors import CheckpointError, ModelError, UnknownSessionError
+from model.errors import CheckpointError, ModelError, UnknownSessionError, UnsupportedError
 from model.interface import POSTURES, BlockRequest, BlockResult, ModelInfo, SessionInfo, SessionSpec, SessionUpdate
 from model.motion import PARAMETERS, MotionController, MotionSizes
 from model.portrait import fit_portrait
@@ -256,18 +257,28 @@ def to_pictures(video: Tensor) -> np.ndarray:
     return pixels.to(torch.uint8, memory_format=torch.contiguous_format).contiguous().numpy()
 
 
-def load_model(run: RunConfig | None = None, noise: Literal["block", "clip"] = "block") -> Generator:
-    """Read a checkpoint, time this machine, and warm up.
+def load_model(
+    run: RunConfig | Mapping[str, Any] | None = None, noise: Literal["block", "clip"] = "block"
+) -> Generator:
+    """Read a checkpoint and choose how to run it on this machine.
+
+    Args:
+        run: which checkpoint and how; plain values are taken as the fields of `RunConfig`.
+        noise: as for `Generator`.
 
     Raises:
         CheckpointError: the file is missing, broken or does not fit.
-        ValueError: the settings do not fit the checkpoint.
+        UnsupportedError: a setting is wrong, or does not fit the checkpoint.
     """
-    run = run or RunConfig()
-    config, modules = load_checkpoint(checkpoint_path(run.checkpoint))
-    if run.picture_size is not None:
-        config = replace(config, width=run.picture_size[0], height=run.picture_size[1])
-    profile = choose_profile(config, modules, run)
+    try:
+        if not isinstance(run, RunConfig):
+            run = RunConfig.from_dict(dict(run or {}))
+        config, modules = load_checkpoint(checkpoint_path(run.checkpoint))
+        if run.picture_size is not None:
+            config = replace(config, width=run.picture_size[0], height=run.picture_size[1])
+        profile = choose_profile(config, modules, run)
+    except ValueError as error:
+        raise UnsupportedError(str(error)) from error
     for reason in profile.reasons.values():
         log.info("%s", reason)
     return Generator(config, modules, profile, noise)

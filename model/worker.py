@@ -263,7 +263,8 @@ def load(spec: Mapping[str, Any]) -> AvatarModel:
     """Build the model that a launch spec names.
 
     Args:
-        spec: `kind` is `fake` (other keys: those of `FakeConfig`) or `checkpoint` (given to `weights.load_model`).
+        spec: `kind` is `fake` (other keys: those of `FakeConfig`) or `checkpoint` (other keys: those of
+            `model.config.RunConfig`).
 
     Raises:
         ModelError: the text says what to change.
@@ -274,9 +275,11 @@ def load(spec: Mapping[str, Any]) -> AvatarModel:
         known = {field.name for field in fields(FakeConfig)}
         return FakeModel(FakeConfig(**{name: value for name, value in spec.items() if name in known}))
     if spec["kind"] == "checkpoint":
-        from model.weights import load_model
+        from model.config import RunConfig
+        from model.generator import load_model
 
-        return load_model(dict(spec))
+        known = {field.name for field in fields(RunConfig)}
+        return load_model({name: value for name, value in spec.items() if name in known})
     raise CheckpointError(f"model.kind is {spec['kind']!r}; write checkpoint or fake")
 
 

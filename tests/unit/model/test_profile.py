@@ -9,6 +9,7 @@ import torch
 
 from model import profile as subject
 from model.config import RunConfig
+from model.errors import UnsupportedError
 from model.generator import Generator, load_model
 from model.profile import Timing, choose_profile
 from model.weights import save_checkpoint
@@ -101,6 +102,20 @@ def test_a_checkpoint_loads_times_itself_and_streams(tmp_path) -> None:
     assert torch.get_num_threads() == 1
     model.open(spec())
     assert model.step(request(model.config, 0)).frames.shape == (12, 64, 96, 3)
+
+
+def test_settings_that_do_not_fit_the_checkpoint_are_named(tmp_path) -> None:
+    cfg = config(sampler={"light_sigmas": ()})
+    path = str(tmp_path / "small.safetensors")
+    save_checkpoint(path, modules(cfg), cfg, {})
+    for change, text in (
+        ({"size": "100x64"}, "width is 100; it must be a positive multiple of 32"),
+        ({"steps": "light"}, "no light schedule"),
+        ({"stepz": "light"}, "unknown key stepz; did you mean steps"),
+        ({"threads": "two"}, "threads is 'two'"),
+    ):
+        with pytest.raises(UnsupportedError, match=text):
+            load_model({"checkpoint": path, "dtype": "float32", "threads": 1, **change})
 
 
 @pytest.mark.parametrize(
