@@ -74,8 +74,8 @@ class Generator:
         """
         Args:
             config: sizes and policies.
-            modules: as `weights.load_checkpoint` gives them, in the precision that `profile` chose.
-            profile: as `choose_profile` gives it.
+            modules: as `weights.load_checkpoint` gives them, in the precision that `profile` chose, all on one device.
+            profile: as `choose_profile` gives it, or `Profile.untimed`.
             noise: `block` for live streams, `clip` to draw noise as the published pipelines do.
         """
         self.config, self.profile, self.geometry = config, profile, config.geometry
@@ -89,7 +89,7 @@ class Generator:
         self._noise = noise
         self._size = (self.geometry.latent_height, self.geometry.latent_width)
         self._frames = config.stream.frames_per_block
-        self._vae_dtype = profile.vae_dtype
+        self._vae_dtype, self._device = profile.vae_dtype, self.dit.head.head.weight.device
         with torch.inference_mode():
             self.denoiser = Denoiser(self.dit, config.stream, profile.sigmas, *self._size)
         self._sessions: dict[str, Session] = {}
@@ -160,7 +160,7 @@ class Generator:
         self._check(request, session)
         applied = self._apply(session, request.block)
         start = time.perf_counter()
-        window = torch.from_numpy(np.ascontiguousarray(request.window))[None]
+        window = torch.from_numpy(np.ascontiguousarray(request.window))[None].to(self._device)
         audio = self.dit.audio_condition(self.audio.window_features(window)[:, None])
         heard = time.perf_counter()
         distance = self.config.stream.sink_distance
@@ -223,7 +223,8 @@ class Generator:
         track = session.motion.block(
             request.block, request.window, self.config.audio.left_samples, posture=request.posture
         )
-        return self.dit.pose(torch.from_numpy(track)[None, :, :, None, None], self._frames, *self._size)
+        track = torch.from_numpy(track)[None, :, :, None, None].to(self._device)
+        return self.dit.pose(track, self._frames, *self._size)
 
     # What a session is made of.
 
@@ -238,7 +239,7 @@ class Generator:
 
     def _portrait(self, image: np.ndarray) -> Portrait:
         picture = fit_portrait(image, self.geometry.width, self.geometry.height)
-        wanted = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+        wanted = torch.from_numpy(picture).to(self._device).permute(2, 0, 1)[None].float() / 127.5 - 1
         latent = self.vae.reference_latent(wanted)
         still = latent.expand(-1, -1, REFERENCE_FRAMES // self.geometry.vae_stride_t, -1, -1).to(self._vae_dtype)
         video, state = self.vae.decode(still)
@@ -254,7 +255,7 @@ class Generator:
 def to_pictures(video: Tensor) -> np.ndarray:
     """Video [1, 3, T, H, W], about -1..1, to [T, H, W, 3] uint8 RGB."""
     pixels = video[0].permute(1, 2, 3, 0).float().mul(127.5).add_(128).clamp_(0, 255)
-    return pixels.to(torch.uint8, memory_format=torch.contiguous_format).contiguous().numpy()
+    return pixels.to(torch.uint8, memory_format=torch.contiguous_format).cpu().numpy()
 
 
 def load_model(

@@ -48,6 +48,20 @@ class Profile:
     reasons: dict[str, str] = field(default_factory=dict)
     """One sentence per decision."""
 
+    @classmethod
+    def untimed(cls, config: ModelConfig, sigmas: tuple[float, ...] | None = None) -> Profile:
+        """Float32 and a schedule as given (default: the full one), without timing: for evaluation and tests."""
+        return cls(
+            dit_dtype=torch.float32,
+            vae_dtype=torch.float32,
+            threads=torch.get_num_threads(),
+            schedule="full" if sigmas is None else "given",
+            sigmas=config.sampler.sigmas if sigmas is None else sigmas,
+            block_s=config.geometry.block_s,
+            stage_s={},
+            reasons={"schedule": "not timed"},
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `ModelInfo.profile`."""
         return {

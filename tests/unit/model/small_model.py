@@ -69,16 +69,7 @@ def modules(cfg: ModelConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
 def generator(cfg: ModelConfig | None = None, noise: str = "block", **changes: Any) -> Generator:
     """A small generator without the start-up timing."""
     cfg = cfg or config(**changes)
-    profile = Profile(
-        dit_dtype=torch.float32,
-        vae_dtype=torch.float32,
-        threads=1,
-        schedule="full",
-        sigmas=cfg.sampler.sigmas,
-        block_s=0.1,
-        stage_s={},
-    )
-    return Generator(cfg, modules(cfg), profile, noise)
+    return Generator(cfg, modules(cfg), Profile.untimed(cfg), noise)
 
 
 def portrait(seed: int = 0, height: int = 80, width: int = 72) -> np.ndarray:

@@ -38,8 +38,8 @@ def test_bad_values_are_named(cls: type, change: dict, text: str) -> None:
 
 def test_parts_must_agree() -> None:
     cfg = tiny()
-    with pytest.raises(ValueError, match="vae.z_dim is 16 but dit.in_dim"):
-        dataclasses.replace(cfg, vae=dataclasses.replace(cfg.vae, z_dim=16))
+    with pytest.raises(ValueError, match="vae.z_dim is 17 but dit.in_dim"):
+        dataclasses.replace(cfg, vae=dataclasses.replace(cfg.vae, z_dim=17))
     with pytest.raises(ValueError, match="width is 250"):
         dataclasses.replace(cfg, width=250)
 
