@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
@@ -160,6 +160,7 @@ class Worker:
         model: loaded.
         store: takes the pictures.
         report: told everything that happens.
+        arrived: commands that came while the model worked; asked before a result is handed out.
         now: monotonic seconds.
     """
 
@@ -169,9 +170,12 @@ class Worker:
         *,
         store: Store,
         report: Callable[[Report], None],
+        arrived: Callable[[], Iterable[Command]] = tuple,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.desk = Desk(report)
+        self.is_stopped = False
+        self._arrived = arrived
         self._model = model
         self._store = store
         self._report = report
@@ -182,12 +186,15 @@ class Worker:
         """Accept a command."""
         if isinstance(command, Release):
             self._store.release(command.slot)
-        elif not isinstance(command, Stop):
+        elif isinstance(command, Stop):
+            self.is_stopped = True
+        else:
             self.desk.put(command, self._now())
 
     def take(self) -> Job | None:
         """The job to do now, if any."""
-        return self.desk.take(self._now())
+        self._accept_arrived()
+        return None if self.is_stopped else self.desk.take(self._now())
 
     def perform(self, job: Job) -> None:
         """Do a job; the model is called from here only.
@@ -205,6 +212,10 @@ class Worker:
                 self._model.close(session)
             case Step(request):
                 self._step(request)
+
+    def _accept_arrived(self) -> None:
+        for command in self._arrived():
+            self.put(command)
 
     def _open(self, job: Open) -> None:
         try:
@@ -227,6 +238,7 @@ class Worker:
         finally:
             self.desk.step_ended(self._now())
         self._failures = 0
+        self._accept_arrived()
         if not self.desk.is_current(request):
             self._report(Skipped(**key, reason="stale"))
             return
@@ -311,7 +323,7 @@ class _Process:
             self.report(Failed(sentence(error), is_final=isinstance(error, ModelError)))
             return 1
         self._busy_since_s = None
-        worker = Worker(model, store=ring, report=self.report)
+        worker = Worker(model, store=ring, report=self.report, arrived=self._arrived)
         self.report(Ready(model.info, ring.address))
         try:
             self._work(worker)
@@ -323,23 +335,22 @@ class _Process:
         return 0
 
     def _work(self, worker: Worker) -> None:
-        while True:
-            with self._something:
-                commands = list(self._commands)
-                self._commands.clear()
-            for command in commands:
-                if isinstance(command, Stop):
-                    return
-                worker.put(command)
+        while not worker.is_stopped:
             job = worker.take()
             if job is None:
                 with self._something:
-                    if not self._commands:
+                    if not self._commands and not worker.is_stopped:
                         self._something.wait(worker.desk.wait_s(time.monotonic()))
                 continue
             self._busy_since_s = time.monotonic()
             worker.perform(job)
             self._busy_since_s = None
+
+    def _arrived(self) -> list[Command]:
+        with self._something:
+            commands = list(self._commands)
+            self._commands.clear()
+        return commands
 
     def _read(self) -> None:
         while True:

@@ -109,6 +109,20 @@ def test_an_interrupt_during_a_block_drops_its_result():
     assert outcome(bench.run()) == [("a", 0, "stale")] and not bench.shelf.blocks
 
 
+def test_commands_that_came_during_a_block_count_before_its_result():
+    arrived: list = []
+
+    class Slow(FakeModel):
+        def step(self, request: BlockRequest) -> BlockResult:
+            arrived.append(Interrupt("a", 1))
+            return super().step(request)
+
+    bench = Bench(Slow(FakeConfig(width=64, height=64))).opened("a")
+    bench.worker._arrived = lambda: [arrived.pop() for _ in list(arrived)]
+    bench.put(step("a", 0, 101))
+    assert outcome(bench.run()) == [("a", 0, "stale")]
+
+
 def test_closing_drops_what_waits_and_forgets_the_session():
     bench = Bench().opened("a", "b")
     bench.put(step("a", 0, 101), step("b", 0, 101), Close("a"), step("a", 1, 102))
