@@ -3,7 +3,7 @@
 // The connection heals itself. It is taken for lost when ICE fails, when it stays `disconnected`, or when pings go
 // unanswered (a peer that dies silently is otherwise noticed only after half a minute). Then a new offer goes to the
 // same session, again and again with growing pauses, until it works, the session is gone, or the time is over.
-// Messages fall back to the events WebSocket while the data channel is not open.
+// Messages come by the events WebSocket where the data channel does not open.
 
 const PING_MS = 2000;
 const SILENCE_MS = 6500; // three pings without an answer
@@ -173,8 +173,9 @@ export class Peer extends EventTarget {
     };
     channel.onmessage = ({ data }) => this.#receive(data);
     channel.onclose = () => {
-      if (this.#channel === channel) this.#channel = null;
-      if (this.#pc === pc && pc.connectionState === "connected") this.#openSocket();
+      if (this.#channel !== channel) return;
+      this.#channel = null;
+      if (this.#pc === pc) this.#lose(); // the server hung up: no need to wait for pings to fail
     };
   }
 

@@ -94,7 +94,7 @@ function showFailure(error) {
   else if (error.code === "unauthorized" || error.code === "forbidden") askKey(error.message);
   else if (error.code === "unreachable") showNotice("The server is not there", error.message);
   else if (error.code === "unsupported_media" || error.code === "too_large") showNotice("This picture cannot be used", error.message);
-  else showNotice("That did not work", error.message);
+  else showNotice(error.code ? "That did not work" : "The connection has ended", error.message);
 }
 
 function askKey(message) {

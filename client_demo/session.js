@@ -75,6 +75,7 @@ export class Session extends EventTarget {
   #info = null;
   #run = 0; // raised by every start and stop, so that a late answer of an older run does nothing
   #retry = 0;
+  #ending = false; // the server has announced the session's end
 
   state = "ready";
 
@@ -154,6 +155,7 @@ export class Session extends EventTarget {
   }
 
   async #open(run, again) {
+    this.#ending = false;
     this.#set("connecting");
     try {
       const [info, ice] = await Promise.all([
@@ -193,6 +195,11 @@ export class Session extends EventTarget {
   }
 
   #follow(run, status) {
+    if (this.#ending && status !== "live") {
+      this.#info = null; // nothing is left to delete
+      this.#fail(new Error("The server has ended the session. Start again whenever you like."));
+      return;
+    }
     if (status === "live") {
       if (this.state === "lost") this.#tell("resumed", "same");
       this.#set("live");
@@ -209,8 +216,8 @@ export class Session extends EventTarget {
 
   #receive(event) {
     if (event.type === "state" && (this.state === "live" || this.state === "degraded")) {
-      if (event.state === "closing") { this.#fail(new Error("The server ended the session. Start again when it is back.")); return; }
-      this.#set(event.state === "degraded" ? "degraded" : "live");
+      if (event.state === "closing") this.#ending = true;
+      else this.#set(event.state === "degraded" ? "degraded" : "live");
     }
     this.#tell("event", event);
   }

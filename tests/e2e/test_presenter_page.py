@@ -220,6 +220,7 @@ async def test_a_server_that_leaves_says_goodbye(serve: Callable[..., Server], b
     await chromium.start(page)
     browser.allow("ERR_CONNECTION_REFUSED")
     leaving = asyncio.create_task(asyncio.to_thread(server.stop))
-    await page.wait_for_selector("#error:not(:empty)", timeout=20_000)
-    await chromium.wait_for_state(page, "ready", "lost", timeout_s=20)
+    await expect(page.locator("#error")).to_contain_text("going down")
+    await expect(page.locator("#error")).to_contain_text("has ended")
+    await chromium.wait_for_state(page, "ready")
     assert await leaving == 0
