@@ -125,7 +125,8 @@ async def test_late_and_interrupted_blocks_are_answered_too(engine):
     answers = sorted([await client.answer() for _ in range(3)], key=lambda answer: answer.block)
     assert [answer.reason for answer in answers] == ["stale"] * 3
     one.submit(request(3, epoch=1))
-    one.submit(request(4, epoch=1, in_s=0.05))
+    await asyncio.sleep(0.05)
+    one.submit(request(4, epoch=1, in_s=0.02))
     assert (await client.answer()).frames is not None
     assert (await client.answer()).reason == "deadline"
 
