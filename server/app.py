@@ -10,9 +10,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
 
-from fastapi import Depends, FastAPI, Request, Response, WebSocket
+from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
@@ -23,7 +22,8 @@ from server.auth import Role, chosen_protocol
 from server.errors import ApiError
 from server.http import BodyLimit, OriginGuard, install_problem_documents, not_there, problem
 from server.hub import Hub
-from server.live import LiveSession, Mailbox
+from server.live import LiveSession
+from server.mailbox import Mailbox
 from server.pages import Pages
 from server.signaling import read_candidates, read_offer
 
@@ -233,5 +233,3 @@ def _pages(app: FastAPI, hub: Hub) -> None:
     @app.get("/favicon.ico", include_in_schema=False)
     async def icon() -> Response:
         return RedirectResponse("static/icon.svg", 307)
-
-

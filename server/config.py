@@ -9,11 +9,13 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+from model.config import RunConfig
+from model.fake import FakeConfig
 from server.errors import ConfigError
 from server.loader import build, parse_yaml
 from streaming.config import StreamingConfig
@@ -132,29 +134,21 @@ class EncodeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSection:
-    """Which model the engine process loads, and how."""
+class ModelSection(RunConfig):
+    """Which model the engine process loads, and how; `model.config.RunConfig` explains the other keys."""
 
     kind: Literal["checkpoint", "fake"] = "checkpoint"
-    """checkpoint: the avatar model; fake: a drawn figure that needs no torch, for tests."""
-    checkpoint: str = "tiny"
-    """`tiny` is the one that ships with the project; otherwise the path of a .safetensors file."""
-    size: str = "auto"
-    """Picture size, for example 256x256; auto takes the checkpoint's own."""
-    steps: Literal["auto", "full", "light"] = "auto"
-    """Denoising schedule: full, light for slow machines, or auto: what the timing at start-up allows."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision; auto times both at start-up and takes the faster."""
-    threads: int = 0
-    """Processor threads of the model; 0 takes all cores."""
+    """checkpoint: the avatar model; fake: a drawn figure that needs no torch, for trying a deployment and for tests."""
+    fake: FakeConfig = field(default_factory=FakeConfig)
+    """What the drawn figure looks like and how slow it is; of no effect with `kind: checkpoint`."""
 
-    def __post_init__(self) -> None:
-        _check("threads", self.threads, 0, 256)
-        sides = self.size.split("x")
-        if self.size != "auto" and not (len(sides) == 2 and all(side.isdigit() and int(side) > 0 for side in sides)):
-            raise ValueError(f"size is {self.size!r}; write it as 256x256, or auto")
-        if not self.checkpoint:
-            raise ValueError("checkpoint is empty; write tiny, or the path of a .safetensors file")
+    def launch_spec(self, log_level: str) -> dict[str, object]:
+        """The plain values that the model's process is started with."""
+        part = self.fake if self.kind == "fake" else RunConfig
+        names = [entry.name for entry in fields(part)]
+        source = self.fake if self.kind == "fake" else self
+        values = {name: getattr(source, name) for name in names}
+        return {"kind": self.kind, "threads": self.threads, "log_level": log_level, **values}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +227,19 @@ def load_config(name_or_path: str = "tiny") -> Config:
         return build(Config, parse_yaml(text))
     except ConfigError as error:
         raise ConfigError(f"configuration {name_or_path}: {error}") from error
+
+
+def with_address(config: Config, *, host: str | None, port: int | None) -> Config:
+    """The configuration with what the command line says about the address.
+
+    Raises:
+        ConfigError: the port is none.
+    """
+    changes = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    try:
+        return replace(config, server=replace(config.server, **changes))
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error
 
 
 def _read(name_or_path: str) -> str:

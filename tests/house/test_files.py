@@ -58,7 +58,8 @@ def test_every_configuration_loads(name: str) -> None:
 @pytest.mark.parametrize("name", config_names())
 def test_every_configuration_is_complete_and_explained(name: str) -> None:
     text = (ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
-    missing = set(sections(Config)) - set(keys(yaml.safe_load(text)))
+    wanted = {key for key in sections(Config) if not key.startswith("model.fake.")}
+    missing = wanted - set(keys(yaml.safe_load(text)))
     assert not missing, f"{name}.yaml does not name {sorted(missing)}"
     bare = [line for line in text.splitlines() if re.match(r"\s*[a-z_0-9]+:\s*\S", line) and "#" not in line]
     assert not bare, f"{name}.yaml explains nothing beside {bare}"

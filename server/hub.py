@@ -1,0 +1,336 @@
+"""Everything that lives as long as the server: the engine, the sessions, their slots, and the way out.
+
+Routes call the hub; the hub knows no HTTP. Opening a session takes a slot first and gives it back in one place,
+whatever fails after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+from importlib import metadata
+
+import numpy as np
+import psutil
+from aiortc import RTCIceServer
+from starlette.requests import HTTPConnection
+
+from model.errors import PortraitError
+from model.interface import ModelInfo
+from model.portrait import decode_image
+from server.admission import Admission, Load, Slot
+from server.auth import Authority, Role, Tokens
+from server.config import Config, Secrets
+from server.encoder import measure_encode_s
+from server.errors import ApiError
+from server.live import LiveSession
+from server.metrics import LoopLag, Metrics
+from server.pages import Gallery
+from server.schemas import Capacity, NewSession, Planned, SessionChange
+from streaming.clock import Clock, RealClock
+from streaming.engine import Engine, EngineState
+from streaming.errors import EngineError
+
+log = logging.getLogger(__name__)
+
+REAP_S = 0.5
+"""How often idle sessions are looked for."""
+
+
+class Hub:
+    """One server's state.
+
+    Args:
+        config: the whole configuration; its sections go to the parts they are named for.
+        known: secrets of the environment.
+        clock: the clock that sessions run on.
+
+    Raises:
+        StartError: credentials are needed and missing.
+    """
+
+    def __init__(self, config: Config, known: Secrets | None = None, *, clock: Clock | None = None) -> None:
+        known = known or Secrets()
+        self.config = config
+        self.version = metadata.version("avatarcast")
+        self.metrics = Metrics()
+        self.authority = Authority(config.server, config.auth, known)
+        self.admission = Admission(config.limits)
+        self.gallery = Gallery()
+        self.engine = Engine(config.model.launch_spec(config.server.log_level), config.streaming.engine)
+        self.lag = LoopLag(self.metrics)
+        self.start_error: str | None = None
+        """Why the engine could not start at all; one sentence."""
+        self._ice_credential = known.ice_credential
+        self._clock = clock or RealClock()
+        self._sessions: dict[str, LiveSession] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._started = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._hurry = asyncio.Event()
+        self._leaving = False
+        self._seen_restarts = 0
+
+    # Life
+
+    async def start(self) -> None:
+        """Begin: the engine starts in its own process while the server already answers."""
+        self.engine.listen(self._engine_changed)
+        await self.engine.start()
+        for work, name in (
+            (self._wait_for_engine, "engine start"),
+            (self.lag.run, "loop lag"),
+            (self._reap, "reaper"),
+        ):
+            self._tasks.append(asyncio.create_task(work(), name=name))
+
+    async def stop(self) -> None:
+        """End every session, then the engine."""
+        self.admission.close("The server is shutting down; try again in half a minute.")
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        await asyncio.gather(*(self.close_session(s, "the server has ended") for s in self.sessions()))
+        await self.engine.stop()
+
+    async def wait_started(self) -> None:
+        """Wait until a session can start, or until it is known that none can (`start_error`)."""
+        await self._started.wait()
+
+    async def drain(self, deadline_s: float) -> None:
+        """Refuse new sessions, tell live ones how long they have, wait for them, then end them."""
+        self._leaving = True
+        self.admission.close("The server is shutting down; try again in half a minute.")
+        log.info("leaving: %d sessions have %.0f s", len(self._sessions), deadline_s)
+        for session in self.sessions():
+            session.announce_closing(deadline_s)
+        ended = asyncio.create_task(self._empty.wait(), name="sessions ended")
+        hurried = asyncio.create_task(self._hurry.wait(), name="hurry")
+        await asyncio.wait({ended, hurried}, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in (ended, hurried):
+            task.cancel()
+        await asyncio.gather(ended, hurried, return_exceptions=True)
+        await asyncio.gather(*(self.close_session(s, "the server has ended") for s in self.sessions()))
+
+    def hurry(self) -> None:
+        """Cut a drain short."""
+        self._hurry.set()
+
+    async def _wait_for_engine(self) -> None:
+        try:
+            info = await self.engine.ready()
+        except EngineError as error:
+            self.start_error = str(error)
+            self._started.set()
+            return
+        await self._measure(info)
+        log.info("engine %s: %.0f ms a block of %.0f ms", info.name, 1000 * info.block_s, info.geometry.block_ms)
+        self._started.set()
+
+    async def _measure(self, info: ModelInfo) -> None:
+        """Tell admission what a session costs here."""
+        geometry = info.geometry
+        encode_s = await asyncio.to_thread(
+            measure_encode_s,
+            width=geometry.width,
+            height=geometry.height,
+            fps=geometry.fps,
+            config=self.config.encode,
+            pictures=geometry.frames_per_block,
+        )
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.admission.measured(Load(block_s=info.block_s, encode_s=encode_s, period_s=geometry.block_s, cores=cores))
+
+    def _engine_changed(self, state: EngineState) -> None:
+        new = self.engine.restarts - self._seen_restarts
+        if new > 0:
+            self.metrics.engine_restarts.inc(new)
+            self._seen_restarts = self.engine.restarts
+
+    async def _reap(self) -> None:
+        """End sessions that nobody speaks to or watches."""
+        while True:
+            await asyncio.sleep(REAP_S)
+            for session in self.sessions():
+                if session.idle_s > self.config.limits.idle_s:
+                    await self.close_session(session, "idle")
+
+    # Sessions
+
+    def sessions(self) -> list[LiveSession]:
+        """All live sessions."""
+        return list(self._sessions.values())
+
+    def find(self, id: str) -> LiveSession | None:
+        """The session of this id, if it lives."""
+        return self._sessions.get(id)
+
+    async def open_session(self, wanted: NewSession, image: bytes | None, *, client: str) -> LiveSession:
+        """Open a session.
+
+        Args:
+            wanted: what the client asked for.
+            image: the bytes of its own portrait; the gallery's otherwise.
+            client: its address, for the rate limit.
+
+        Raises:
+            ApiError: `capacity`, `rate_limited`, `not_found` (avatar), `unsupported_media` (portrait), `engine_down`.
+        """
+        if wanted.mode != "echo":
+            raise ApiError("bad_request", f"mode {wanted.mode} is not built into this version; use echo.")
+        if self.engine.state == "failed":
+            raise ApiError("engine_down", f"The engine has failed: {self.engine.failure}", retry_after_s=30)
+        slot = self.admission.reserve(client)
+        try:
+            return await self._open(wanted, image, slot)
+        except BaseException:
+            slot.release()
+            raise
+
+    async def _open(self, wanted: NewSession, image: bytes | None, slot: Slot) -> LiveSession:
+        avatar = wanted.avatar if image is None else None
+        if image is None and avatar is None:
+            avatar = self.gallery.default()
+        portrait = await self._portrait(avatar, image)
+        session = await LiveSession.open(
+            id=secrets.token_urlsafe(12),
+            wanted=wanted,
+            avatar=avatar,
+            portrait=portrait,
+            tokens=self.authority.issue(),
+            config=self.config,
+            engine=self.engine,
+            clock=self._clock,
+            metrics=self.metrics,
+            ice_servers=self._ice_servers(),
+            on_block=self.admission.observe_block,
+            release=slot.release,
+        )
+        self._sessions[session.id] = session
+        self._empty.clear()
+        log.info("session %s opened, %d live", session.id, len(self._sessions))
+        return session
+
+    async def change_session(self, session: LiveSession, change: SessionChange, image: bytes | None) -> Planned:
+        """Plan a change of prompt or portrait.
+
+        Raises:
+            ApiError: as for `open_session`; `bad_request` when nothing is asked for.
+        """
+        portrait: np.ndarray | None = None
+        if image is not None or change.avatar is not None:
+            portrait = await self._portrait(change.avatar, image)
+        if portrait is None and change.prompt is None:
+            raise ApiError("bad_request", "Nothing is to change; send prompt, avatar or image.")
+        return session.change(prompt=change.prompt, avatar=change.avatar if image is None else None, portrait=portrait)
+
+    async def close_session(self, session: LiveSession, reason: str) -> None:
+        """End a session and free its slot; once, whoever asks."""
+        if self._sessions.pop(session.id, None) is None:
+            return
+        if not self._sessions:
+            self._empty.set()
+        log.info("session %s ended (%s) after %.0f s", session.id, reason, session.age_s)
+        await session.close(reason)
+
+    async def _portrait(self, avatar: str | None, image: bytes | None) -> np.ndarray:
+        """The picture as RGB, decoded off the loop."""
+        if image is not None and avatar is not None:
+            raise ApiError("bad_request", "Both avatar and image were sent; send one.")
+        data = image if image is not None else self.gallery.picture(avatar or self.gallery.default())
+        try:
+            return await asyncio.to_thread(decode_image, data)
+        except PortraitError as error:
+            text = str(error)
+            raise ApiError("unsupported_media", f"{text[:1].upper()}{text[1:]}.") from error
+
+    # Operations
+
+    def unready_reason(self) -> str | None:
+        """Why no session can start now; None if one can."""
+        if self._leaving:
+            return "The server is shutting down."
+        if self.start_error:
+            return f"The engine has failed: {self.start_error}"
+        if not self._started.is_set():
+            return "The engine is starting."
+        if self.engine.state != "ready":
+            return f"The engine is {self.engine.state}: {self.engine.failure}".rstrip(": ")
+        return None
+
+    def health(self) -> dict[str, object]:
+        """What `/healthz` says."""
+        info = self.engine.info
+        return {
+            "status": "ok",
+            "version": self.version,
+            "engine": {
+                "state": self.engine.state,
+                "restarts": self.engine.restarts,
+                "name": info.name if info else None,
+                "profile": info.profile if info else None,
+            },
+            "sessions": len(self._sessions),
+            "loop_lag_p99_ms": round(1000 * self.lag.p99_s(), 2),
+        }
+
+    def capacity(self) -> Capacity:
+        """What `/v1/capacity` says."""
+        return Capacity(
+            sessions=self.admission.taken,
+            max_sessions=self.admission.max_sessions,
+            rtf_p95=round(self.admission.rtf_p95, 3),
+            queue=0,
+        )
+
+    def refresh_metrics(self) -> None:
+        """Bring the gauges up to date."""
+        drifts = [session.av_drift_s for session in self.sessions()]
+        self.metrics.sessions.set(len(self._sessions))
+        self.metrics.rtf.set(self.admission.rtf_p95)
+        self.metrics.av_drift.set(max(drifts, key=abs, default=0.0))
+        for session in self.sessions():
+            session.refresh_metrics()
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Resident memory by process: this one, and the model's."""
+        found = {"server": psutil.Process().memory_info().rss}
+        with contextlib.suppress(psutil.Error):
+            if self.engine.pid is not None:
+                found["model"] = psutil.Process(self.engine.pid).memory_info().rss
+        return found
+
+    def demand_any(self, connection: HTTPConnection) -> None:
+        """Let in the admin and whoever holds a token of any live session.
+
+        Raises:
+            ApiError: `unauthorized`.
+        """
+        known: list[Tokens | None] = [session.tokens for session in self.sessions()]
+        if all(self.authority.role(connection, tokens) == Role.NOBODY for tokens in known or [None]):
+            self.authority.demand(connection, Role.VIEW)
+
+    def ice_servers_for_clients(self) -> list[dict[str, object]]:
+        """What a browser passes to RTCPeerConnection."""
+        found: list[dict[str, object]] = []
+        for server in self.config.ice.servers:
+            entry: dict[str, object] = {"urls": list(server.urls)}
+            if server.username is not None:
+                entry |= {"username": server.username, "credential": self._ice_credential or ""}
+            found.append(entry)
+        return found
+
+    def _ice_servers(self) -> list[RTCIceServer]:
+        return [
+            RTCIceServer(
+                urls=list(server.urls),
+                username=server.username,
+                credential=self._ice_credential if server.username else None,
+            )
+            for server in self.config.ice.servers
+        ]
