@@ -224,3 +224,18 @@ async def test_a_server_that_leaves_says_goodbye(serve: Callable[..., Server], b
     await expect(page.locator("#error")).to_contain_text("has ended")
     await chromium.wait_for_state(page, "ready")
     assert await leaving == 0
+
+
+async def test_a_waterfall_row_adds_up_to_what_was_measured(page: Page) -> None:
+    event = {"index": 10, "window_closed_ms": 5420, "queued_ms": 20, "audio_ms": 30, "dit_ms": 150, "vae_ms": 60}
+    row = "([event]) => import('/static/figures.js').then((module) => module.waterfallRow(event, 480))"
+    early = await page.evaluate(row, [{**event, "arrived_ms": 5700, "due_ms": 5800}])
+    spans = {span["stage"]: span["ms"] for span in early["spans"]}
+    # 620 ms until the window closed, 280 until the pictures came: 20 of them hand-over, 100 in hand until due
+    assert spans == {"listen": 620, "queue": 40, "audio": 30, "dit": 150, "vae": 60, "hold": 100}
+    assert sum(spans.values()) == early["dueMs"] == 1000
+    assert not early["late"]
+    late = await page.evaluate(row, [{**event, "arrived_ms": 5900, "due_ms": 5800}])
+    assert late["late"]
+    assert late["endMs"] == 1100
+    assert await page.evaluate(row, [{"index": 1, "due_ms": 5}]) is None
