@@ -16,6 +16,7 @@ export class Figures {
   #offsets = [];
   #previous = null; // last inbound video report
   #server = {};
+  #latencyMs = 0;
 
   /**
    * @param {HTMLElement} root element with `[data-figure]` fields
@@ -36,10 +37,11 @@ export class Figures {
     }
   }
 
-  /** Starts polling the connection that `peer()` names at the time. */
-  start(peer, blockMs) {
+  /** Starts polling the connection that `peer()` names at the time; `latencyMs` is what the server has announced. */
+  start(peer, latencyMs) {
     this.#peer = peer;
-    this.#waterfall.reset(blockMs);
+    this.#waterfall.reset();
+    this.#latencyMs = latencyMs;
     this.#previous = null;
     this.#offsets = [];
     this.#shown = [];
@@ -55,9 +57,10 @@ export class Figures {
 
   /** Takes a server event; only `block` and `stats` matter here. */
   receive(event) {
-    if (event.type === "block") this.#waterfall.add(event);
+    if (event.type === "block") this.#waterfall.add(event, this.#latencyMs);
     if (event.type === "stats") {
       this.#server = event;
+      if (event.latency_ms > 0) this.#latencyMs = event.latency_ms;
       this.#put("block", event.block_ms_p50, "ms", Number.isFinite(event.block_ms_p95) ? `p95 ${Math.round(event.block_ms_p95)}` : "");
     }
   }
@@ -133,7 +136,7 @@ export class Figures {
 
 /** One row a block: from the first sample being heard to the first picture being shown. */
 class Waterfall {
-  #canvas; #blocks = []; #blockMs = 480;
+  #canvas; #blocks = [];
   #drawn = 0;
 
   constructor(canvas) {
@@ -142,15 +145,14 @@ class Waterfall {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#schedule());
   }
 
-  reset(blockMs) {
-    this.#blockMs = blockMs || 480;
+  reset() {
     this.#blocks = [];
     this.#canvas.setAttribute("aria-label", "Latency of the last blocks: no block yet");
     this.#schedule();
   }
 
-  add(event) {
-    const row = waterfallRow(event, this.#blockMs);
+  add(event, latencyMs) {
+    const row = waterfallRow(event, latencyMs);
     if (!row) return;
     this.#blocks.push(row);
     if (this.#blocks.length > ROWS) this.#blocks.shift();
@@ -202,14 +204,15 @@ class Waterfall {
 
 /**
  * A block's spans in milliseconds since its first sample was heard.
- * @param {{index, window_closed_ms, queued_ms, audio_ms, dit_ms, vae_ms, arrived_ms, due_ms}} event times on the
+ * @param {{index, window_closed_ms, queued_ms, audio_ms, dit_ms, vae_ms, arrived_ms, due_ms}} event moments on the
  *   session's clock: window closed, pictures arrived, first picture due; the others are durations
+ * @param {number} latencyMs from a sample being heard to its picture being due
  * @returns {?{spans: {stage, fromMs, ms}[], dueMs: number, endMs: number, late: boolean}} null for an incomplete event
  */
-export function waterfallRow(event, blockMs) {
-  const start = event.index * blockMs;
+export function waterfallRow(event, latencyMs) {
+  const start = event.due_ms - latencyMs;
   const [closed, arrived, due] = [event.window_closed_ms, event.arrived_ms, event.due_ms].map((ms) => ms - start);
-  if (![closed, arrived, due].every(Number.isFinite)) return null;
+  if (!(latencyMs > 0) || ![closed, arrived, due].every(Number.isFinite)) return null;
   const durations = {
     listen: closed,
     queue: event.queued_ms ?? 0,

@@ -114,10 +114,9 @@ function askKey(message) {
 }
 
 // A photograph is no mistake of the visitor; say what the model can do, and the measured reason.
-function explainDomain(message, { psnr_db: psnr, min_psnr_db: least } = {}) {
-  const measured = Number.isFinite(psnr) && Number.isFinite(least)
-    ? `It comes back with ${psnr.toFixed(1)} dB, and ${least.toFixed(1)} dB are needed for a clear face.`
-    : message;
+function explainDomain(message, { psnr_db: psnr = Number(/([\d.]+) dB/.exec(message)?.[1]), min_psnr_db: least } = {}) {
+  const needed = Number.isFinite(least) ? `, and ${least.toFixed(1)} dB are needed for a clear face` : "";
+  const measured = Number.isFinite(psnr) ? `Measured on yours: it comes back with ${psnr.toFixed(1)} dB${needed}.` : message;
   showNotice("This picture is new territory for the built-in model", `The small model has learned drawn portraits, so others come out blurred. ${measured} A portrait from the gallery will look its best.`, { tone: "warn" });
 }
 
@@ -361,7 +360,7 @@ session.addEventListener("state", ({ detail: state }) => {
 });
 session.addEventListener("opened", ({ detail }) => {
   if (detail.media) shape(detail.media);
-  figures.start(() => session.peer, detail.media?.block_ms);
+  figures.start(() => session.peer, detail.media?.latency_ms ?? 0);
 });
 session.addEventListener("resumed", ({ detail }) => {
   if (detail === "new") showNotice("Back again", "The server had ended the session while the connection was away, so a new one was started.", { tone: "warn" });

@@ -228,7 +228,7 @@ async def test_a_server_that_leaves_says_goodbye(serve: Callable[..., Server], b
 
 async def test_a_waterfall_row_adds_up_to_what_was_measured(page: Page) -> None:
     event = {"index": 10, "window_closed_ms": 5420, "queued_ms": 20, "audio_ms": 30, "dit_ms": 150, "vae_ms": 60}
-    row = "([event]) => import('/static/figures.js').then((module) => module.waterfallRow(event, 480))"
+    row = "([event]) => import('/static/figures.js').then((module) => module.waterfallRow(event, 1000))"
     early = await page.evaluate(row, [{**event, "arrived_ms": 5700, "due_ms": 5800}])
     spans = {span["stage"]: span["ms"] for span in early["spans"]}
     # 620 ms until the window closed, 280 until the pictures came: 20 of them hand-over, 100 in hand until due
