@@ -65,7 +65,7 @@ def cavity(img, aux):
 def teeth(img, aux):
     """Mask of ivory between the lips; light skin and clothes are redder."""
     r, g, b = mouth_box(img, aux)
-    return (r > 0.62) & (r - b < 0.12)
+    return (b > 0.60) & (r - b < 0.12)
 
 
 def center_of_change(a, b):
