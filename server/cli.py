@@ -1,4 +1,4 @@
-"""The `avatarcast` program: one small function a command. Everything heavy is imported inside the command that needs it.
+"""The `avatarcast` program: one small function a command, which imports what it needs when it runs.
 
 Exit codes: 0 done, 1 failed, 2 bad arguments or input (one sentence on stderr: field, value, remedy), 130 interrupted.
 Options are spelt with `_`; hyphens work too.

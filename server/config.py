@@ -159,6 +159,8 @@ class LimitsConfig:
     """Most sessions at once; 0 lets the measured block time decide."""
     load: float = 0.9
     """Share of real time that all sessions' blocks together may need; more is refused."""
+    max_viewers: int = 16
+    """Most viewers of one session besides its speaker; they share one encode."""
     idle_s: float = 60.0
     """A session without speaker and viewer ends after this time."""
     sessions_per_minute: int = 60
@@ -169,6 +171,7 @@ class LimitsConfig:
     def __post_init__(self) -> None:
         _check("max_sessions", self.max_sessions, 0, 10_000)
         _check("load", self.load, 0.1, 1.0)
+        _check("max_viewers", self.max_viewers, 0, 1000)
         _check("idle_s", self.idle_s, 1, 86_400, "seconds")
         _check("sessions_per_minute", self.sessions_per_minute, 1, 100_000)
         _check("messages_per_second", self.messages_per_second, 1, 100_000)

@@ -26,9 +26,10 @@ from server.auth import Authority, Role, Tokens
 from server.config import Config, Secrets
 from server.encoder import measure_encode_s
 from server.errors import ApiError
-from server.live import LiveSession
+from server.live import LiveSession, Surroundings
 from server.metrics import LoopLag, Metrics
 from server.pages import Gallery
+from server.preview import preview_stream
 from server.schemas import Capacity, NewSession, Planned, SessionChange
 from streaming.clock import Clock, RealClock
 from streaming.engine import Engine, EngineState
@@ -50,6 +51,7 @@ class Hub:
 
     Raises:
         StartError: credentials are needed and missing.
+        CheckpointError: the checkpoint is missing or broken.
     """
 
     def __init__(self, config: Config, known: Secrets | None = None, *, clock: Clock | None = None) -> None:
@@ -62,10 +64,10 @@ class Hub:
         self.gallery = Gallery()
         self.engine = Engine(config.model.launch_spec(config.server.log_level), config.streaming.engine)
         self.lag = LoopLag(self.metrics)
+        self.preview = preview_stream(config.model)
         self.start_error: str | None = None
         """Why the engine could not start at all; one sentence."""
         self._ice_credential = known.ice_credential
-        self._clock = clock or RealClock()
         self._sessions: dict[str, LiveSession] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._started = asyncio.Event()
@@ -74,6 +76,17 @@ class Hub:
         self._hurry = asyncio.Event()
         self._leaving = False
         self._seen_restarts = 0
+        self._around = Surroundings(
+            config=config,
+            version=self.version,
+            engine=self.engine,
+            clock=clock or RealClock(),
+            metrics=self.metrics,
+            preview=self.preview,
+            ice_servers=self._ice_servers(),
+            picture_of=lambda avatar: self._portrait(avatar, None),
+            on_block=self.admission.observe_block,
+        )
 
     # Life
 
@@ -197,22 +210,18 @@ class Hub:
         if image is None and avatar is None:
             avatar = self.gallery.default()
         portrait = await self._portrait(avatar, image)
-        session = await LiveSession.open(
+        session = LiveSession(
             id=secrets.token_urlsafe(12),
             wanted=wanted,
             avatar=avatar,
             portrait=portrait,
             tokens=self.authority.issue(),
-            config=self.config,
-            engine=self.engine,
-            clock=self._clock,
-            metrics=self.metrics,
-            ice_servers=self._ice_servers(),
-            on_block=self.admission.observe_block,
+            around=self._around,
             release=slot.release,
         )
         self._sessions[session.id] = session
         self._empty.clear()
+        await session.start()
         log.info("session %s opened, %d live", session.id, len(self._sessions))
         return session
 

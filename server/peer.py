@@ -50,7 +50,7 @@ MAX_BUFFERED_BYTES = 256 * 1024
 class PeerHandlers:
     """What a peer tells its owner. All are called on the event loop."""
 
-    on_audio: Callable[[AudioFrame], Awaitable[None]]
+    on_audio: Callable[[AudioFrame], None]
     """One frame of the microphone, any rate and layout."""
     on_message: Callable[[Peer, str | bytes], Awaitable[None]]
     """One message of the data channel."""
@@ -222,7 +222,7 @@ class Peer:
                 return
             self._heard_s = time.monotonic()
             assert isinstance(frame, AudioFrame)
-            await self._handlers.on_audio(frame)
+            self._handlers.on_audio(frame)
 
     def _on_channel(self, channel: RTCDataChannel) -> None:
         if channel.label != CHANNEL or self._channel is not None:

@@ -115,6 +115,7 @@ class Broadcast:
         self._listeners: set[Listener] = set()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._last_left = -1
+        self._on_sounds: list[Callable[[float], None]] = []
         self._video_lag, self._audio_lag = Lag(), Lag()
         self._closed = False
 
@@ -163,6 +164,11 @@ class Broadcast:
             self._last_left = picture.index
             self._on_picture(picture.index, now)
 
+    def on_next_sound(self, callback: Callable[[float], None]) -> None:
+        """Call back once with the time at which the next piece of sound leaves; never if nobody listens."""
+        if self._listeners:
+            self._on_sounds.append(callback)
+
     async def until(self, due_s: float) -> None:
         """Wait until something should leave."""
         if due_s > self._clock.now():
@@ -188,6 +194,8 @@ class Broadcast:
             await self._clock.sleep_until(self._playout.next_sound_s)
             while (sound := self._playout.next_audio(self._clock.now())) is not None:
                 timed = TimedSound(sound=sound, due_s=self._sound_leaves_s(sound))
+                while self._on_sounds:
+                    self._on_sounds.pop()(max(timed.due_s, self._clock.now()))
                 for listener in self._listeners:
                     listener._offer(timed)
 
@@ -205,13 +213,19 @@ def _report(task: asyncio.Task[None]) -> None:
 
 
 class VideoTrack(MediaStreamTrack):
-    """The session's H264 packets for one peer. It begins with the first `recv`, that is when the peer is connected."""
+    """The session's H264 packets for one peer. It begins with the first `recv`, that is when the peer is connected.
+
+    Args:
+        broadcast: the session's.
+        on_first: called when the first picture leaves.
+    """
 
     kind = "video"
 
-    def __init__(self, broadcast: Broadcast) -> None:
+    def __init__(self, broadcast: Broadcast, on_first: Callable[[], None] = lambda: None) -> None:
         super().__init__()
         self._broadcast = broadcast
+        self._on_first: Callable[[], None] | None = on_first
         self._viewer: Viewer | None = None
 
     async def recv(self) -> Packet:
@@ -230,6 +244,9 @@ class VideoTrack(MediaStreamTrack):
             raise MediaStreamError
         await self._broadcast.until(picture.due_s)
         self._broadcast.left("video", picture.due_s, picture)
+        if self._on_first is not None:
+            on_first, self._on_first = self._on_first, None
+            on_first()
         return picture.packet
 
     def stop(self) -> None:
