@@ -5,7 +5,9 @@ Portraits come from the renderer that the checkpoint was trained on, so all of t
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,13 +69,17 @@ def draw_portrait(
 
 def portrait(seed: int = 0, *, size: int = 512, glasses: bool | None = None, **looks: str | None) -> np.ndarray:
     """The picture of `draw_portrait`, [size, size, 3] uint8 RGB."""
-    if not SIZES[0] <= size <= SIZES[1]:
-        raise ValueError(f"size is {size}; choose {SIZES[0]} to {SIZES[1]} pixels")
+    _check_size(size)
     choose = _choices(looks)
     if glasses is not None:
         choose["glasses"] = float(glasses)
     identity = sample_identity(1, torch.Generator().manual_seed(seed), choose=choose)
     return _pictures(identity, size)[0]
+
+
+def _check_size(size: int) -> None:
+    if not SIZES[0] <= size <= SIZES[1]:
+        raise ValueError(f"size is {size}; choose {SIZES[0]} to {SIZES[1]} pixels")
 
 
 def _choices(looks: dict[str, str | None]) -> dict[str, float]:
@@ -102,6 +108,7 @@ def _pictures(identity: Table, size: int) -> np.ndarray:
 
 def draw_gallery(folder: str | Path, size: int = 512) -> list[Path]:
     """Write the gallery: one PNG file a hero, and index.json with `id`, `name` and `file` in the gallery's order."""
+    _check_size(size)
     folder, table = Path(folder), heroes()
     folder.mkdir(parents=True, exist_ok=True)
     files = []
@@ -114,5 +121,32 @@ def draw_gallery(folder: str | Path, size: int = 512) -> list[Path]:
     return files
 
 
+def main(arguments: list[str]) -> int:
+    """`avatarcast portrait`: returns the exit status, 2 for a wrong option."""
+    parser = argparse.ArgumentParser(
+        prog="avatarcast portrait",
+        description="Draw a portrait inside the tiny checkpoint's domain.",
+        epilog="What is not chosen follows from the seed.",
+    )
+    parser.add_argument("out", type=Path, nargs="?", help="PNG file to write")
+    parser.add_argument("--seed", type=int, default=0, help="another person for every number")
+    for option in OPTIONS:
+        parser.add_argument(f"--{option.replace('_', '-')}", metavar="NAME", help=", ".join(names(option)))
+    parser.add_argument("--glasses", action=argparse.BooleanOptionalAction, help="with or without")
+    parser.add_argument("--size", type=int, default=512, help="side in pixels, %(default)s by default")
+    parser.add_argument("--gallery", type=Path, metavar="FOLDER", help="write the whole gallery there instead")
+    options = vars(parser.parse_args(arguments))
+    out, folder = options.pop("out"), options.pop("gallery")
+    if (out is None) == (folder is None):
+        parser.error("name the PNG file to write, or a folder with --gallery")
+    try:
+        files = draw_gallery(folder, options["size"]) if folder else [draw_portrait(out, **options)]
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(*files, sep="\n")
+    return 0
+
+
 if __name__ == "__main__":
-    draw_gallery(Path(__file__).parents[2] / "client_demo" / "gallery")
+    sys.exit(main(sys.argv[1:]))

@@ -148,3 +148,35 @@ def test_drawing_the_gallery_again_gives_the_same_pictures(tmp_path):
         with Image.open(path) as drawn, Image.open(folder / path.name) as shipped:
             shrunk = np.asarray(shipped.resize((64, 64), Image.Resampling.BOX), float)
             assert np.abs(np.asarray(drawn, float) - shrunk).mean() < 2.5
+
+
+def test_the_command_draws_what_its_options_say(tmp_path, capsys):
+    out = tmp_path / "p.png"
+    words = "--seed 5 --hair waves --hair-color auburn --skin honey --beard none --clothes blazer --clothes-color navy"
+    status = P.main([*words.split(), "--background", "mint", "--glasses", "--size", "64", str(out)])
+    assert status == 0 and capsys.readouterr().out == f"{out}\n"
+    same = dict(hair="waves", hair_color="auburn", skin="honey", beard="none", clothes="blazer", clothes_color="navy")
+    expected = P.portrait(5, size=64, background="mint", glasses=True, **same)
+    with Image.open(out) as image:
+        assert np.array_equal(np.asarray(image), expected)
+    assert P.main(["--seed", "5", "--no-glasses", "--size", "64", str(out)]) == 0
+    with Image.open(out) as image:
+        assert np.array_equal(np.asarray(image), P.portrait(5, size=64, glasses=False))
+
+
+def test_the_command_explains_a_wrong_name_in_one_line(tmp_path, capsys):
+    assert P.main(["--hair", "mohawk", str(tmp_path / "p.png")]) == 2
+    text = capsys.readouterr().err
+    assert "mohawk" in text and "waves" in text and text.count("\n") == 1
+
+
+def test_the_command_needs_one_place_to_write(tmp_path, capsys):
+    for words in ([], ["--gallery", str(tmp_path), str(tmp_path / "p.png")]):
+        with pytest.raises(SystemExit) as caught:
+            P.main(words)
+        assert caught.value.code == 2 and "--gallery" in capsys.readouterr().err
+
+
+def test_the_command_draws_the_gallery(tmp_path):
+    assert P.main(["--gallery", str(tmp_path), "--size", "64"]) == 0
+    assert len(list(tmp_path.glob("*.png"))) == len(HEROES)
