@@ -47,7 +47,7 @@ def neck(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     """Neck and chest with the shadow that the head throws on them."""
     tone, deep, _ = skin_tones(i["skin"])
     bx, by = _body(v, m)
-    lean = 0.5 * m["tx"] + 0.10 * m["yaw"] * 0.4
+    lean = 0.5 * m["tx"] + 0.04 * m["yaw"]
     half = 0.165 * i["jaw_w"] / 0.355
     shape = torch.maximum(
         (bx - lean * (1 - ramp(0.3, 0.8, by))).abs() - half - 0.30 * ramp(0.46, 0.95, by) ** 2, 0.1 - by

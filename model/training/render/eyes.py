@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -27,64 +29,86 @@ def eyes(img: Tensor, centers: Tensor, i: Table, m: Table) -> Tensor:
     return img
 
 
-def _eye(img: Tensor, v: View, side: float, i: Table, m: Table) -> Tensor:
-    """One eye: lids follow gaze and smile, the closed lid lies on the lower one."""
-    tone, deep, _ = skin_tones(i["skin"])
-    ex = v.xf - side * i["eye_dx"]
-    ey = v.yf - i["eye_y"] + i["eye_tilt"] * side * ex
-    rx, smile, blink = i["eye_rx"], m["smile"].clamp(0, 1), m["blink"].clamp(0, 1)
-    t = (ex - side * 0.006) / rx
+class Eye(NamedTuple):
+    """One eye on its grid; lengths in head units around the eye's centre, [B, h, w]."""
+
+    x: Tensor
+    y: Tensor
+    out: Tensor
+    """-1 at the nose, 1 at the temple."""
+    rest: Tensor
+    """Height of the open upper lid."""
+    upper: Tensor
+    lower: Tensor
+    """Lids as they are now."""
+    blink: Tensor
+    seen: Tensor
+    """0 where the head has turned the eye away."""
+
+
+def _shape(v: View, side: float, i: Table, m: Table) -> Eye:
+    """Lids follow gaze and smile; the closed lid lies on the lower one."""
+    x = v.xf - side * i["eye_dx"]
+    y = v.yf - i["eye_y"] + i["eye_tilt"] * side * x
+    smile, blink = m["smile"].clamp(0, 1), m["blink"].clamp(0, 1)
+    t = (x - side * 0.006) / i["eye_rx"]
     arc = (1 - t.clamp(-1, 1) ** 2).clamp_min(1e-6)
     look = 0.014 * m["gaze_y"]
     raised = 1 + 0.16 * m["brow"].clamp(-0.7, 1) - 0.06 * smile
     rest = -i["eye_up"] * raised * arc**0.62 + look * arc
-    low0 = i["eye_low"] * (1 - 0.26 * smile) * arc**0.80 + 0.3 * look * arc
-    upper = rest + (low0 - rest) * blink
-    lower = low0 - 0.08 * i["eye_low"] * blink * arc
-    seen = cover((v.x.abs() - i["width"] * 1.01), v.pixel)
-    img = _lid(img, v, ex, ey, rx, rest, upper, blink, seen, tone, deep, i)
-    gap = torch.maximum(torch.maximum(upper - ey, ey - lower), t.abs() * rx - rx)
-    mask = cover(gap, v.pixel, 1.2) * seen * ramp(1.0, 0.93, blink)
-    img = _ball(img, v, ex, ey, upper, mask, i, m)
-    return _lashes(img, v, t * side, ey, upper, lower, seen, deep, i, blink)
+    low = i["eye_low"] * (1 - 0.26 * smile) * arc**0.80 + 0.3 * look * arc
+    upper = rest + (low - rest) * blink
+    lower = low - 0.08 * i["eye_low"] * blink * arc
+    return Eye(x, y, t * side, rest, upper, lower, blink, cover((v.x.abs() - i["width"] * 1.01), v.pixel))
 
 
-def _lid(img, v, ex, ey, rx, rest, upper, blink, seen, tone, deep, i) -> Tensor:
+def _eye(img: Tensor, v: View, side: float, i: Table, m: Table) -> Tensor:
+    """One eye: lid, ball, lashes."""
+    e = _shape(v, side, i, m)
+    img = _lid(img, v, e, i)
+    gap = torch.maximum(torch.maximum(e.upper - e.y, e.y - e.lower), (e.out.abs() - 1) * i["eye_rx"])
+    mask = cover(gap, v.pixel, 1.2) * e.seen * ramp(1.0, 0.93, e.blink)
+    img = _ball(img, v, e, mask, i, m)
+    return _lashes(img, v, e, i)
+
+
+def _lid(img: Tensor, v: View, e: Eye, i: Table) -> Tensor:
     """Skin of the lid as it comes down, and the crease above it."""
-    inside = ramp(1.06, 0.94, ex.abs() / rx)
-    lid = torch.maximum(rest - 0.020 - ey, ey - upper - 0.003)
-    img = paint(img, cover(lid, v.pixel, 2) * inside * seen * (0.35 + 0.5 * blink), tone * 0.65 + i["skin"] * 0.35)
-    crease = (ey - (rest - 0.022)).abs() - 0.0028
-    return paint(img, cover(crease, v.pixel, 3) * ramp(1.0, 0.6, ex.abs() / rx) * seen * (0.50 - 0.25 * blink), deep)
+    tone, deep, _ = skin_tones(i["skin"])
+    along = e.x.abs() / i["eye_rx"]
+    lid = torch.maximum(e.rest - 0.020 - e.y, e.y - e.upper - 0.003)
+    mask = cover(lid, v.pixel, 2) * ramp(1.06, 0.94, along) * e.seen * (0.35 + 0.5 * e.blink)
+    img = paint(img, mask, tone * 0.65 + i["skin"] * 0.35)
+    crease = (e.y - (e.rest - 0.022)).abs() - 0.0028
+    return paint(img, cover(crease, v.pixel, 3) * ramp(1.0, 0.6, along) * e.seen * (0.50 - 0.25 * e.blink), deep)
 
 
-def _ball(img, v, ex, ey, upper, mask, i, m) -> Tensor:
+def _ball(img: Tensor, v: View, e: Eye, mask: Tensor, i: Table, m: Table) -> Tensor:
     """White, iris, pupil and two catch lights, shadowed by the upper lid."""
     dim = i["skin"].mean(1, keepdim=True)
-    white = tint(img, 0.975, 0.970, 0.965) * (0.86 + 0.14 * dim)
-    img = paint(img, mask, white)
-    gx, gy = ex - 0.034 * m["gaze_x"], ey + 0.003 - 0.018 * m["gaze_y"]
-    r, radius = torch.sqrt(gx * gx + gy * gy + 1e-9), i["iris_r"]
-    iris = i["iris"] * (0.72 + 0.50 * ramp(-0.8, 0.9, gy / radius))[:, None]
+    img = paint(img, mask, tint(img, 0.975, 0.970, 0.965) * (0.86 + 0.14 * dim))
+    x, y = e.x - 0.034 * m["gaze_x"], e.y + 0.003 - 0.018 * m["gaze_y"]
+    r, radius = torch.sqrt(x * x + y * y + 1e-9), i["iris_r"]
+    iris = i["iris"] * (0.72 + 0.50 * ramp(-0.8, 0.9, y / radius))[:, None]
     img = paint(img, mask * cover(r - radius, v.pixel, 1.5), i["iris"] * 0.42)
     img = paint(img, mask * cover(r - radius + 0.008, v.pixel, 3), iris.clamp(0, 1))
     img = paint(img, mask * cover(r - radius * 0.48, v.pixel, 1.5), tint(img, 0.045, 0.04, 0.045))
-    img = shade(img, mask * ramp(0.026, 0.0, ey - upper), 0.42)
+    img = shade(img, mask * ramp(0.026, 0.0, e.y - e.upper), 0.42)
     sun = torch.where(i["light"] > 0, 1.0, -1.0)
-    spot = torch.sqrt((gx - 0.016 * sun) ** 2 + (gy + 0.017) ** 2)
+    spot = torch.sqrt((x - 0.016 * sun) ** 2 + (y + 0.017) ** 2)
     img = paint(img, mask * cover(spot - 0.0125, v.pixel, 1.5), tint(img, 1.0, 1.0, 1.0))
-    fill = torch.sqrt((gx + 0.016 * sun) ** 2 + (gy - 0.017) ** 2)
+    fill = torch.sqrt((x + 0.016 * sun) ** 2 + (y - 0.017) ** 2)
     return paint(img, mask * cover(fill - 0.007, v.pixel, 2) * 0.45, tint(img, 1.0, 1.0, 1.0))
 
 
-def _lashes(img, v, out, ey, upper, lower, seen, deep, i, blink) -> Tensor:
-    """A tapered line on the upper lid, thickest outside, and a faint lower rim; `out` is -1 (nose) .. 1 (temple)."""
-    thick = i["lash"] * (0.45 + 0.55 * ramp(-1.0, 0.7, out)) * (1 + 0.15 * blink)
-    line = torch.maximum((ey - upper + 0.3 * thick).abs() - thick * 0.55, (out.abs() - 1.04) * i["eye_rx"])
-    color = i["brow_color"] * 0.30 + 0.02
-    img = paint(img, cover(line, v.pixel, 1.5) * seen * 0.95, color)
-    rim = torch.maximum((ey - lower - 0.001).abs() - 0.0025, (out.abs() - 0.86) * i["eye_rx"])
-    return paint(img, cover(rim, v.pixel, 3) * seen * 0.40 * (1 - blink), deep * 0.75)
+def _lashes(img: Tensor, v: View, e: Eye, i: Table) -> Tensor:
+    """A tapered line on the upper lid, thickest outside, and a faint lower rim."""
+    deep = skin_tones(i["skin"])[1]
+    thick = i["lash"] * (0.45 + 0.55 * ramp(-1.0, 0.7, e.out)) * (1 + 0.15 * e.blink)
+    line = torch.maximum((e.y - e.upper + 0.3 * thick).abs() - thick * 0.55, (e.out.abs() - 1.04) * i["eye_rx"])
+    img = paint(img, cover(line, v.pixel, 1.5) * e.seen * 0.95, i["brow_color"] * 0.30 + 0.02)
+    rim = torch.maximum((e.y - e.lower - 0.001).abs() - 0.0025, (e.out.abs() - 0.86) * i["eye_rx"])
+    return paint(img, cover(rim, v.pixel, 3) * e.seen * 0.40 * (1 - e.blink), deep * 0.75)
 
 
 def brows(img: Tensor, v: View, i: Table, m: Table) -> Tensor:

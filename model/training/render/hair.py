@@ -109,13 +109,9 @@ def hair_locks(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
     )
     inner = opening - x.abs()
     lock = torch.maximum(torch.maximum(smooth_max(fall, crown, 0.10), inner), -0.16 - v.y)
-    strand = (
-        0.90
-        + 0.05 * i["hair_texture"] * torch.sin(34 * x.abs() + 3 * v.y)
-        - 0.16 * ramp(-0.10, 0.0, inner) * ramp(-0.2, 0.1, v.y)
-    )
-    strand = strand + 0.08 * ramp(0.5, -0.2, v.y)
-    return paint(img, cover(lock, v.pixel, 1.3) * on, i["hair"] * strand[:, None])
+    light = 0.90 + 0.05 * i["hair_texture"] * torch.sin(34 * x.abs() + 3 * v.y)
+    light = light - 0.16 * ramp(-0.10, 0.0, inner) * ramp(-0.2, 0.1, v.y) + 0.08 * ramp(0.5, -0.2, v.y)
+    return paint(img, cover(lock, v.pixel, 1.3) * on, i["hair"] * light[:, None])
 
 
 def _warm(color: Tensor) -> Tensor:
@@ -126,31 +122,32 @@ def _warm(color: Tensor) -> Tensor:
 
 
 def beard(img: Tensor, v: View, i: Table, m: Table) -> Tensor:
-    """Stubble, full beard, goatee or moustache: one clear shape around the lips, following the jaw."""
-    c = mouth.curves(v, i, m)
-    head = head_shape(v, i, m)
-    ax = v.xf.abs()
+    """Stubble, full beard, goatee or moustache: clear shapes around the lips that follow the jaw."""
+    c, head = mouth.curves(v, i, m), head_shape(v, i, m)
+    shape = _beard_shape(v, c, head, i)
+    stubble = (i["beard"] < 0.5).float()
+    edge = cover(shape, v.pixel, 3.0) * (1 - stubble) + cover(shape, v.pixel, 9) * stubble
+    hair = _warm(i["brow_color"] * 0.40 + i["hair"] * 0.55) * (1.02 - 0.14 * ramp(0.0, -0.16, head))[:, None]
+    img = paint(img, edge * i["beard"] * ramp(-0.13, -0.03, v.yf), hair)
+    upper = cover(_moustache_shape(c), v.pixel, 3.0)
+    return paint(img, upper * i["moustache"] * cover(head, v.pixel), hair * 0.96)
+
+
+def _beard_shape(v: View, c: mouth.Mouth, head: Tensor, i: Table) -> Tensor:
+    """From the sideburns along the cheek line to under the nose, down past the chin, without the lips."""
+    across = v.xf.abs()
     full = (i["beard"] > 0.5).float()
-    cheek = 0.212 + 0.022 * ramp(0.05, 0.16, ax) - 0.34 * ramp(0.20, 0.43, ax)
+    cheek = 0.212 + 0.022 * ramp(0.05, 0.16, across) - 0.34 * ramp(0.20, 0.43, across)
     shape = smooth_max(head - 0.020 * full, cheek - v.yf, 0.03)
-    chin_only = smooth_max(shape, ax - c.half - 0.028 + 0.45 * (v.yf - 0.31).clamp_min(0), 0.06)
-    shape = torch.where(i["goatee"] > 0.5, chin_only, shape)
-    lips = torch.maximum(
-        torch.maximum(c.outer_up + 0.004 - c.y, c.y - c.outer_low - 0.010), c.x.abs() - c.half * 1.06 - 0.012
-    )
-    below = smooth_max(shape, -lips, 0.012)
+    goatee = smooth_max(shape, across - c.half - 0.028 + 0.45 * (v.yf - 0.31).clamp_min(0), 0.06)
+    shape = torch.where(i["goatee"] > 0.5, goatee, shape)
+    tall = torch.maximum(c.outer_up + 0.004 - c.y, c.y - c.outer_low - 0.010)
+    lips = torch.maximum(tall, c.x.abs() - c.half * 1.06 - 0.012)
+    return smooth_max(shape, -lips, 0.012)
+
+
+def _moustache_shape(c: mouth.Mouth) -> Tensor:
+    """Two wings over the upper lip with a notch under the nose."""
     thick = 0.030 * (1 - 0.45 * (c.x / (c.half * 1.1)).clamp(-1, 1) ** 2)
     ridge = c.outer_up - 0.029 + 0.012 * torch.exp(-((c.x / 0.022) ** 2))
-    upper = torch.maximum((c.y - ridge).abs() - thick * 0.62, c.x.abs() - c.half * 1.02)
-    hair = _warm(i["brow_color"] * 0.40 + i["hair"] * 0.55) * (1.02 - 0.14 * ramp(0.0, -0.16, head))[:, None]
-    soft = 3.0
-    stubble = (i["beard"] < 0.5).float()
-    img = paint(
-        img,
-        (cover(below, v.pixel, soft) * (1 - stubble) + cover(below, v.pixel, 9) * stubble)
-        * i["beard"]
-        * ramp(-0.13, -0.03, v.yf),
-        hair,
-    )
-    seen = cover(head, v.pixel)
-    return paint(img, cover(upper, v.pixel, soft) * i["moustache"] * seen, hair * 0.96)
+    return torch.maximum((c.y - ridge).abs() - thick * 0.62, c.x.abs() - c.half * 1.02)

@@ -94,15 +94,15 @@ def mouth(img: Tensor, center: Tensor, i: Table, m: Table) -> Tensor:
     box = box_at(center, *BOX, img.shape[-1], i, m)
     v, part = box.view, cut_out(img, box)
     c = curves(v, i, m)
-    part = _around(part, v, c, i, m)
+    part = _around(part, c, i, m)
     part = _lips(part, v, c, i, m)
     part = _inside(part, v, c, m)
     return put_back(img, part, box)
 
 
-def _around(img: Tensor, v: View, c: Mouth, i: Table, m: Table) -> Tensor:
-    """Soft shadow under the lower lip, a lit chin, dimples at the corners."""
-    tone, deep, light = skin_tones(i["skin"])
+def _around(img: Tensor, c: Mouth, i: Table, m: Table) -> Tensor:
+    """Soft shadow under the lower lip, dimples at the corners."""
+    tone, deep, _ = skin_tones(i["skin"])
     bare = 1 - i["beard"]
     under = c.sink + c.lip_low + 0.026
     img = paint(img, glow(c.x, c.y, 0.0, under, c.half * 0.60, 0.020) * 0.50 * bare, tone * 0.8 + deep * 0.2)
