@@ -111,6 +111,8 @@ class _Tenant:
     is_open: bool = False
     pending: set[tuple[int, int]] = field(default_factory=set)
     """(block, epoch) of requests that were not answered yet."""
+    updates: list[SessionUpdate] = field(default_factory=list)
+    """Changes asked for while it was being opened."""
 
 
 class Engine:
@@ -230,7 +232,7 @@ class Engine:
         return start_s
 
     def submit(self, request: BlockRequest) -> bool:
-        """Ask for a block; the session's client gets exactly one answer.
+        """Ask for a block; the session's client gets one answer, unless an interrupt or a death comes before it.
 
         Returns:
             False, and then no answer comes, if the model is not there or the session has too many blocks under way.
@@ -251,10 +253,15 @@ class Engine:
         tenant.spec = replace(tenant.spec, **changes)
         if tenant.is_open:
             self._send(launch.Update(update))
+        else:
+            tenant.updates.append(update)
 
     def interrupt(self, session: str, epoch: int) -> None:
-        """Blocks of an older epoch are not wanted any more."""
-        self._send(launch.Interrupt(session, epoch))
+        """Blocks of an older epoch are not wanted any more, and are not answered."""
+        tenant = self._tenants.get(session)
+        if tenant is not None:
+            tenant.pending = {(block, of) for block, of in tenant.pending if of >= epoch}
+            self._send(launch.Interrupt(session, epoch))
 
     async def close_session(self, session: str) -> None:
         """Forget a session; unknown names are ignored."""
@@ -337,6 +344,7 @@ class Engine:
         """The process is ready: bring back the sessions that were open when the last one died."""
         for tenant in self._tenants.values():
             tenant.spec = replace(tenant.spec, first_block=tenant.client.next_block())
+            tenant.updates.clear()  # they are in the spec
             self._send(launch.Open(tenant.spec))
         self._ready_when_open()
 
@@ -349,6 +357,9 @@ class Engine:
         if tenant is None:
             return
         tenant.is_open = True
+        for update in tenant.updates:
+            self._send(launch.Update(update))
+        tenant.updates.clear()
         if not tenant.opened.done():
             tenant.opened.set_result(info)
         self._ready_when_open()
@@ -364,8 +375,7 @@ class Engine:
         self._ready_when_open()
 
     def _done(self, report: launch.Done) -> None:
-        assert self._life is not None and self._life.ring is not None
-        frames, release = self._life.ring.read(report.slot)
+        frames, release = self._pictures(report.slot)
         tenant = self._answered(report)
         if tenant is None:
             release()
@@ -382,6 +392,11 @@ class Engine:
                 applied=report.applied,
             )
         )
+
+    def _pictures(self, slot: int) -> tuple[np.ndarray, Callable[[], None]]:
+        """What lies in a slot, and its release."""
+        assert self._life is not None and self._life.ring is not None
+        return self._life.ring.read(slot)
 
     def _answered(self, report: launch.Done | launch.Skipped) -> _Tenant | None:
         tenant = self._tenants.get(report.session)

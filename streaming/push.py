@@ -57,6 +57,10 @@ class PushQueue:
     def __contains__(self, name: str) -> bool:
         return any(utterance.name == name for utterance in self._waiting)
 
+    def accepts(self, name: str) -> bool:
+        """Whether sound may be added to an utterance."""
+        return bool(self._waiting) and self._waiting[-1].name == name and not self._waiting[-1].is_complete
+
     @property
     def is_active(self) -> bool:
         """Whether an utterance waits or still grows."""
@@ -86,8 +90,8 @@ class PushQueue:
             BufferFullError: more would wait than the buffer holds; nothing was taken.
             AudioFormatError: `unsupported_rate`.
         """
+        assert self.accepts(name), f"utterance {name!r} is not open"
         utterance = self._waiting[-1]
-        assert utterance.name == name and not utterance.is_complete
         if self.queued_samples + len(pcm) * SAMPLE_RATE_HZ // max(1, rate_hz) > self._capacity:
             seconds = self._capacity / SAMPLE_RATE_HZ
             raise BufferFullError(f"more than {seconds:g} s of speech wait already; push on after the resume event")

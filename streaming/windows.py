@@ -18,7 +18,8 @@ import numpy as np
 from model.geometry import SAMPLE_RATE_HZ
 from model.interface import WindowSpec
 from streaming.config import VadConfig, WindowConfig
-from streaming.vad import FRAME_SAMPLES, Edge, Inference, Vad
+from streaming.judge import FRAME_SAMPLES, Judge
+from streaming.vad import Edge, Vad
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +109,10 @@ class Windows:
         window: what a block needs.
         config: clock settings.
         vad: speech settings.
-        inference: verdict on one frame of 20 ms.
+        judge: gives the verdict on one frame of 20 ms.
     """
 
-    def __init__(self, window: WindowSpec, config: WindowConfig, vad: VadConfig, inference: Inference) -> None:
+    def __init__(self, window: WindowSpec, config: WindowConfig, vad: VadConfig, judge: Judge) -> None:
         self.frozen = 0
         """Samples before this are decided for good."""
         self.late_samples = 0
@@ -120,7 +121,7 @@ class Windows:
         """Dropped because the place was taken."""
         self._window = window
         self._fade = config.fade_ms * SAMPLE_RATE_HZ // 1000
-        self._vad = Vad(vad, inference)
+        self._vad = Vad(vad, judge)
         self._speech: list[Speech] = []
         self._capacity = max(math.ceil(config.history_s * SAMPLE_RATE_HZ), 2 * window.samples)
         self._ring = SampleRing(self._capacity)

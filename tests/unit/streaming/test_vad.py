@@ -10,48 +10,56 @@ import numpy as np
 import pytest
 
 from streaming.config import VadConfig
-from streaming.vad import FRAME_SAMPLES, Edge, LevelGate, SileroInference, Vad, VadState, WebRtcInference
+from streaming.judge import FRAME_SAMPLES, LevelGate, NoiseJudge, SileroInference, Verdict, WebRtcInference
+from streaming.vad import Edge, Vad, VadState
 
 LOUD = np.full(FRAME_SAMPLES, 0.1, np.float32)
 
 
 class Script:
-    """Verdicts from a string: x is speech."""
+    """Verdicts from a string: X is certainly speech, x may be, anything else is not."""
 
     def __init__(self, text: str) -> None:
         self._verdicts = iter(text)
 
-    def __call__(self, frame: np.ndarray) -> bool:
-        return next(self._verdicts) == "x"
+    def __call__(self, frame: np.ndarray) -> Verdict:
+        sign = next(self._verdicts)
+        return Verdict(sign in "xX", sign == "X")
 
 
 def edges(script: str, **settings: object) -> list[tuple[str, int, int]]:
     """Edges of a script, in frames."""
-    config = VadConfig(**{"noise_margin_db": 0, "pre_roll_ms": 0, "hangover_ms": 100, "start_ms": 60, **settings})
+    config = VadConfig(**{"pre_roll_ms": 0, "hangover_ms": 100, "start_ms": 60, **settings})
     vad = Vad(config, Script(script))
-    vad._level = lambda frame: True
     found = [vad.step(LOUD) for _ in script]
     return [(e.kind, e.at // FRAME_SAMPLES, e.known_at // FRAME_SAMPLES) for e in found if e]
 
 
+def test_speech_begins_only_with_a_certain_frame_and_not_too_far_back():
+    assert edges("xxxxxxxx....") == []
+    assert edges(".xxxxX") == [("started", 1, 6)]
+    assert edges("X..xxx....") == [], "certainty does not outlast its run"
+    assert edges("x" * 20 + "X") == [("started", 9, 21)]
+
+
 def test_a_segment_begins_where_speech_did_and_ends_after_the_hangover():
-    assert edges("..xxxxx.....xx") == [("started", 2, 5), ("stopped", 12, 12)]
+    assert edges("..XXXXX.....XX") == [("started", 2, 5), ("stopped", 12, 12)]
 
 
 def test_short_noises_and_short_pauses_change_nothing():
-    assert edges("xx.xx.xx......") == []
-    assert edges("xxx....x....x....") == [("started", 0, 3)]
+    assert edges("XX.XX.XX......") == []
+    assert edges("XXX....X....X....") == [("started", 0, 3)]
 
 
 def test_pre_roll_reaches_back_but_not_into_the_last_segment():
-    assert edges("....xxx", pre_roll_ms=40) == [("started", 2, 7)]
-    assert edges("xxx.....xxx", pre_roll_ms=40)[-1] == ("started", 8, 11)
-    assert edges("xxx......xxx", pre_roll_ms=40)[-1] == ("started", 8, 12)
-    assert edges("xxx", pre_roll_ms=40) == [("started", 0, 3)]
+    assert edges("....XXX", pre_roll_ms=40) == [("started", 2, 7)]
+    assert edges("XXX.....XXX", pre_roll_ms=40)[-1] == ("started", 8, 11)
+    assert edges("XXX......XXX", pre_roll_ms=40)[-1] == ("started", 8, 12)
+    assert edges("XXX", pre_roll_ms=40) == [("started", 0, 3)]
 
 
 def test_a_turn_without_pause_is_cut_and_needs_quiet_before_the_next():
-    stuck = "x" * 60 + "." * 9 + "x" * 5 + "." * 10 + "xxx"
+    stuck = "X" * 60 + "." * 9 + "X" * 5 + "." * 10 + "XXX"
     assert edges(stuck, longest_turn_s=1, rearm_ms=200) == [
         ("started", 0, 3),
         ("stopped", 50, 50),
@@ -60,8 +68,7 @@ def test_a_turn_without_pause_is_cut_and_needs_quiet_before_the_next():
 
 
 def test_skipping_ends_the_open_segment():
-    vad = Vad(VadConfig(), Script("x" * 10))
-    vad._level = lambda frame: True
+    vad = Vad(VadConfig(), Script("X" * 10))
     assert [vad.step(LOUD) for _ in range(3)][-1].kind == "started"
     assert vad.skip_to(9600) == Edge(kind="stopped", at=960, known_at=960)
     assert vad.state is VadState.QUIET and vad.position == 9600
@@ -103,7 +110,8 @@ def test_the_gate_forgets_a_background_that_has_ended():
 
 def run(sound: np.ndarray, inference, **settings: object) -> np.ndarray:
     """Which frames lie in a segment."""
-    vad = Vad(VadConfig(**settings), inference)
+    config = VadConfig(**settings)
+    vad = Vad(config, NoiseJudge(config, inference))
     inside = np.zeros(len(sound) // FRAME_SAMPLES, bool)
     began = None
     for frame in frames_of(sound):
@@ -165,8 +173,9 @@ def test_speech_opens_and_noise_does_not(speech, inference, snr_db, pink):
 @pytest.mark.parametrize("pink", [False, True])
 @pytest.mark.parametrize("level_db", [-45, -30, -15])
 def test_noise_alone_keeps_the_mouth_shut(level_db, pink):
-    inside = run(noise(level_db, 30, pink=pink), WebRtcInference(2))
-    assert inside[250:].mean() < 0.01, "after five seconds"
+    assert not run(noise(level_db, 30, pink=pink), WebRtcInference(2)).any()
+    sudden = np.concatenate([np.zeros(16_000, np.float32), noise(level_db, 5, pink=pink)])
+    assert not run(sudden, WebRtcInference(2)).any(), "a fan is switched on"
 
 
 def test_silero_says_how_to_get_it(monkeypatch):
@@ -176,7 +185,9 @@ def test_silero_says_how_to_get_it(monkeypatch):
 
 
 def test_neither_inference_imports_torch():
-    code = "import sys, streaming.vad as v; v.WebRtcInference(2)\ntry: v.SileroInference(.5)\nexcept Exception: pass\n"
+    code = (
+        "import sys, streaming.judge as v; v.WebRtcInference(2)\ntry: v.SileroInference(.5)\nexcept Exception: pass\n"
+    )
     code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 

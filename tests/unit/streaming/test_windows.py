@@ -5,19 +5,19 @@ import pytest
 
 from model.interface import WindowSpec
 from streaming.config import VadConfig, WindowConfig
-from streaming.vad import FRAME_SAMPLES
+from streaming.judge import FRAME_SAMPLES, Verdict
 from streaming.windows import SampleRing, Windows
 
 SPEC = WindowSpec(left_samples=4800, lookahead_samples=1280, block_samples=7680)
 
 
-def loudness(frame: np.ndarray) -> bool:
+def loudness(frame: np.ndarray) -> Verdict:
     """Anything above -26 dBFS is speech."""
-    return float(np.sqrt(np.mean(frame**2))) > 0.05
+    return Verdict(float(np.sqrt(np.mean(frame**2))) > 0.05, True)
 
 
 def make(fade_ms: int = 10, spec: WindowSpec = SPEC, **vad: object) -> Windows:
-    settings = {"noise_margin_db": 0, "level_floor_dbfs": -99, "pre_roll_ms": 0, "hangover_ms": 100, **vad}
+    settings = {"pre_roll_ms": 0, "hangover_ms": 100, **vad}
     return Windows(spec, WindowConfig(fade_ms=fade_ms), VadConfig(**settings), loudness)
 
 
