@@ -178,7 +178,7 @@ def run(
         student.load_state_dict(load_shards(work / "teacher")[0])
     batches = Batches(data, student.text.token_ids(data.prompts).to(DEVICE))
     fast = compile_checked(student, batches.draw(batch, span))
-    optimiser, average = Muon(student, 0.02, 1e-3, 0.02, ADAM_PARTS), Average(student, 0.002)
+    optimiser, average = Muon(student, 0.02, 1e-3, 0.02, ADAM_PARTS), Average(student, 0.01)
     sitting = Sitting("teacher", seconds, 3 if smoke else 30)
     saved = time.monotonic()
     while not sitting.done:

@@ -110,7 +110,7 @@ def run(work: Path, seconds: float, smoke: bool = False, resume: bool = False, c
     if resume:
         vae.load_state_dict(load_shards(work / "vae")[0])
         vae.mean.zero_(), vae.std.fill_(1)
-    optimiser, average = Muon(vae, 0.02, 2e-3, exclude=("conv_in", "conv_out")), Average(vae, 0.004)
+    optimiser, average = Muon(vae, 0.02, 2e-3, exclude=("conv_in", "conv_out")), Average(vae, 0.03)
     noise = torch.full((1,), 0.02, device=DEVICE)
     loss_fn = torch.compile(reconstruction_loss) if DEVICE.type == "cuda" else reconstruction_loss
 
@@ -136,10 +136,15 @@ def run(work: Path, seconds: float, smoke: bool = False, resume: bool = False, c
             average.update()
         if sitting.tick(loss):
             sitting.report(str(evaluate(vae, test)))
+    live, live_psnr = {k: v.clone() for k, v in vae.state_dict().items()}, evaluate(vae, test)["psnr"]
     vae.load_state_dict(average.values)
+    averaged_psnr = evaluate(vae, test)["psnr"]
+    print(f"vae: live {live_psnr} dB, averaged {averaged_psnr} dB", flush=True)
+    if live_psnr > averaged_psnr:
+        vae.load_state_dict(live)
     measure_latents(vae, pool)
     figures = evaluate(vae, test)
-    sitting.report(f"averaged {figures}")
+    sitting.report(f"final {figures}")
     save_shards(work / "vae", vae.state_dict(), figures | {"steps": sitting.iteration, "seconds": seconds})
     _pictures(vae, test, work / "pictures")
     return figures
