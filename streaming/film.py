@@ -1,0 +1,206 @@
+"""Reading sound files and writing MP4: H264 pictures and AAC sound, interleaved as they come.
+
+Sound keeps its own rate up to 48 kHz, and mono or stereo. Pictures and sound both start at 0, and every piece of sound
+is written up to the pictures it belongs to, so nothing has to be held in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+
+from streaming.errors import MediaFileError
+
+_AAC_RATES_HZ = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
+_BAD_PACKETS = 50  # this many damaged packets in a row are the end of a file
+
+
+def read_sound(path: Path) -> Iterator[av.AudioFrame]:
+    """Decode a file's first sound track; damaged packets are passed over.
+
+    Raises:
+        MediaFileError: it cannot be read, or has no sound.
+    """
+    with _open(path) as container:
+        bad = 0
+        for packet in container.demux(audio=0):
+            try:
+                frames = packet.decode()
+            except av.error.EOFError:
+                return
+            except av.FFmpegError:
+                bad += 1
+                if bad > _BAD_PACKETS:
+                    return
+                continue
+            bad = 0 if frames else bad
+            for frame in frames:
+                if isinstance(frame, av.AudioFrame) and frame.samples:
+                    yield frame
+
+
+def sound_length_s(path: Path) -> float | None:
+    """Length that the file states; None if it does not.
+
+    Raises:
+        MediaFileError: as `read_sound`.
+    """
+    with _open(path) as container:
+        stream = container.streams.audio[0]
+        if stream.duration is not None and stream.time_base is not None:
+            return float(stream.duration * stream.time_base)
+        return None if container.duration is None else container.duration / av.time_base
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    try:
+        container = av.open(str(path), metadata_errors="ignore")
+    except FileNotFoundError as error:
+        raise MediaFileError(f"{path} does not exist; check the path") from error
+    except (av.FFmpegError, OSError) as error:
+        raise MediaFileError(f"{path} is not a sound file we can read; give WAV, MP3, FLAC, OGG or M4A") from error
+    if not container.streams.audio:
+        container.close()
+        raise MediaFileError(f"{path} has no sound track; give a file with sound")
+    return container
+
+
+class _SoundTrack:
+    """A file's sound in pieces that fit the film's sound encoder."""
+
+    def __init__(self, path: Path) -> None:
+        self._frames = read_sound(path)
+        self._first = next(self._frames, None)
+        rate_hz = self._first.sample_rate if self._first else 48_000
+        self.rate_hz = next((known for known in _AAC_RATES_HZ if known <= rate_hz), 8_000)
+        self.layout = "stereo" if self._first and self._first.layout.nb_channels >= 2 else "mono"
+        self._resampler: av.AudioResampler | None = None
+        self._form: tuple[str, str, int] | None = None
+
+    def __iter__(self) -> Iterator[av.AudioFrame]:
+        if self._first is not None:
+            yield from self._convert(self._first)
+        for frame in self._frames:
+            yield from self._convert(frame)
+        yield from self._flush()
+
+    def _convert(self, frame: av.AudioFrame) -> Iterator[av.AudioFrame]:
+        form = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if form != self._form:
+            yield from self._flush()
+            self._form = form
+            self._resampler = av.AudioResampler(format="fltp", layout=self.layout, rate=self.rate_hz)
+        assert self._resampler is not None
+        frame.pts = None
+        yield from (out for out in self._resampler.resample(frame) if out is not None)
+
+    def _flush(self) -> Iterator[av.AudioFrame]:
+        if self._resampler is not None:
+            yield from (out for out in self._resampler.resample(None) if out is not None)
+            self._resampler = None
+
+
+class Film:
+    """An MP4 under way. Leaving the context finishes the file, whatever happened inside.
+
+    Args:
+        path: where it is written.
+        width: pixels.
+        height: pixels.
+        fps: pictures a second.
+        sound: file whose sound it gets, from its beginning, cut to the pictures.
+        crf: quality of the pictures, x264's constant rate factor.
+
+    Raises:
+        MediaFileError: the file cannot be written, or the sound not be read.
+    """
+
+    def __init__(self, path: Path, *, width: int, height: int, fps: int, sound: Path, crf: int = 17) -> None:
+        self.num_frames = 0
+        """Pictures written."""
+        self._fps = fps
+        track = _SoundTrack(sound)
+        self._pieces = iter(track)
+        self._rate_hz = track.rate_hz
+        self._sound_pts = 0
+        self._waiting: av.AudioFrame | None = None
+        self._path = path
+        self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
+        options = {"crf": str(crf), "preset": "veryfast"}
+        self._video = self._container.add_stream("libx264", rate=fps, options=options)
+        self._video.width, self._video.height, self._video.pix_fmt = width, height, "yuv420p"
+        self._video.codec_context.gop_size = 2 * fps
+        self._audio = self._container.add_stream("aac", rate=track.rate_hz, layout=track.layout)
+        self._audio.bit_rate = 160_000 if track.layout == "stereo" else 96_000
+        with self._writing():
+            self._container.start_encoding()  # creates the file
+
+    def __enter__(self) -> Film:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._writing():
+            try:
+                self._container.mux(self._video.encode(None))
+                self._container.mux(self._audio.encode(None))
+            finally:
+                self._container.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # FFmpeg's errors are of this kind
+            where, reason = self._path.parent, error.strerror or "unknown reason"
+            raise MediaFileError(f"the film cannot be written to {where}: {reason}; choose another place") from error
+
+    def add(self, frames: np.ndarray) -> None:
+        """Write pictures and the sound that belongs to them.
+
+        Args:
+            frames: [n, height, width, 3] uint8 RGB.
+        """
+        with self._writing():
+            for image in frames:
+                self._add_picture(image)
+            self._add_sound(self.num_frames * self._rate_hz // self._fps)
+
+    def _add_picture(self, image: np.ndarray) -> None:
+        picture = av.VideoFrame.from_ndarray(image, format="rgb24")
+        picture.pts, picture.time_base = self.num_frames, Fraction(1, self._fps)
+        self.num_frames += 1
+        self._container.mux(self._video.encode(picture))
+
+    def _add_sound(self, end: int) -> None:
+        """Write sound until sample `end` of the film's sound track."""
+        while self._sound_pts < end:
+            piece = self._waiting or next(self._pieces, None)
+            self._waiting = None
+            if piece is None:
+                return
+            if self._sound_pts + piece.samples > end:
+                piece, self._waiting = _split(piece, end - self._sound_pts)
+            piece.pts, piece.time_base = self._sound_pts, Fraction(1, self._rate_hz)
+            self._sound_pts += piece.samples
+            self._container.mux(self._audio.encode(piece))
+
+
+def _split(frame: av.AudioFrame, num_samples: int) -> tuple[av.AudioFrame, av.AudioFrame]:
+    """Cut a planar frame in two."""
+    samples = frame.to_ndarray()
+    halves = []
+    for part in (samples[:, :num_samples], samples[:, num_samples:]):
+        half = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(part), format=frame.format.name, layout=frame.layout.name
+        )
+        half.sample_rate = frame.sample_rate
+        halves.append(half)
+    return halves[0], halves[1]
