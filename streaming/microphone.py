@@ -31,11 +31,6 @@ class Microphone:
         self._ears = Vad(config.vad, make_judge(config.vad))
         self._unheard = np.zeros(0, np.float32)
 
-    @property
-    def is_speech(self) -> bool:
-        """Whether speech is open that is only overheard."""
-        return self._ears.is_speech
-
     def convert(self, frame: av.AudioFrame) -> np.ndarray:
         """A frame as 16 kHz mono.
 

@@ -102,6 +102,7 @@ class Session:
         self._hint = "idle"
         self._avatar = ""
         self._changed_early: set[str] = set()
+        self._is_user_heard = False
         self._is_lost = False
         self._is_closed = False
         self._reported = (clock.now(), 0)
@@ -209,7 +210,8 @@ class Session:
     def begin_segment(self, name: str | None = None) -> str:
         """Announce an utterance to be pushed; returns its name, made up if none is given."""
         self._check_open()
-        return self._voice.begin(name)
+        self._tell_speech(False)
+        return self._voice.begin(name, spoken_until=self.stream.windows.written if self.stream else 0)
 
     def push_pcm(self, pcm: np.ndarray, rate_hz: int, segment: str) -> bool:
         """Push sound of an announced utterance.
@@ -389,8 +391,13 @@ class Session:
 
     def _tell_edges(self, edges: list[Edge]) -> None:
         for edge in edges:
-            self._announcer.tell(f"speech_{edge.kind}")
-        if edges:
+            self._tell_speech(edge.kind == "started")
+
+    def _tell_speech(self, is_heard: bool) -> None:
+        """The user speaks, or does so no longer; told in turns, whichever detector heard it."""
+        if is_heard != self._is_user_heard:
+            self._is_user_heard = is_heard
+            self._announcer.tell("speech_started" if is_heard else "speech_stopped")
             self._refresh_state()
 
     def _engine_changed(self, state: EngineState) -> None:
@@ -426,12 +433,9 @@ class Session:
             return "degraded"
         if self._voice.is_playing:
             return "speaking"
-        is_heard = self._microphone.is_speech or (
-            self.mode == "echo" and self.stream is not None and self.stream.windows.is_speech
-        )
         if self._hint == "thinking":
             return "thinking"
-        return "listening" if is_heard or self._hint == "listening" else "idle"
+        return "listening" if self._is_user_heard or self._hint == "listening" else "idle"
 
     async def _report(self) -> None:
         due_s = self._clock.now()

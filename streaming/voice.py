@@ -62,8 +62,20 @@ class Voice:
 
     # Pushed speech
 
-    def begin(self, name: str | None = None) -> str:
-        """Announce a pushed segment; the one before it is complete. Returns its name."""
+    def begin(self, name: str | None, *, spoken_until: int) -> str:
+        """Announce a pushed segment; the one before it is complete, and so is what the microphone was saying.
+
+        Args:
+            name: its name; None makes one up.
+            spoken_until: end of the newest sound.
+
+        Returns:
+            Its name, changed if another one of that name is not finished.
+        """
+        if self._growing is not None:
+            self._book.complete(self._growing, spoken_until)
+            self._growing = None
+            self._schedule()
         name = name or f"segment-{next(self._numbers)}"
         while name in self._book:
             name = f"{name}-{next(self._numbers)}"

@@ -261,14 +261,24 @@ async def test_in_push_mode_the_microphone_is_only_overheard():
 async def test_pushed_speech_takes_the_word_from_the_microphone():
     async with Room(block_s=0.1) as room:
         await room.until(0)
+        await room.speak(babble(1.0))
         name = room.session.begin_segment()
         room.session.push_pcm(np.full(16_000, 0.25, np.float32), 16_000, name)
         room.session.end_segment(name)
-        await room.speak(babble(1.0))
-        await room.run(3.0)
+        await room.speak(babble(1.5, seed=1))
+        await room.speak(np.concatenate([SILENCE, SILENCE]))
+        await room.speak(babble(1.0, seed=2))
+        await room.speak(np.concatenate([SILENCE, SILENCE]))
         pushed = [s for s in room.sounds if np.abs(s.pcm[100:-100].astype(int) - 8192).max() < 50]
         assert 48 <= len(pushed) <= 51
-        assert [e.data["segment"] for e in room.told("playback_finished")][0] == name
+        told = [(e.type.split("_")[1], e.data["segment"]) for e in room.events if e.type.startswith("playback")]
+        assert told[:4] == [("started", "speech-1"), ("finished", "speech-1"), ("started", name), ("finished", name)]
+        assert told[-2:] == [("started", told[-1][1]), ("finished", told[-1][1])]
+        assert {name for _, name in told} == {name for kind, name in told if kind == "finished"}
+        assert room.told("playback_finished")[0].data["position_ms"] == pytest.approx(1000, abs=150)
+        heard_types = [e.type for e in room.events if e.type.startswith("speech")]
+        assert heard_types == ["speech_started", "speech_stopped"] * (len(heard_types) // 2)
+        assert room.session.state == "idle"
 
 
 async def test_too_much_pushed_speech_presses_back():
