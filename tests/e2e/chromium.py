@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -66,6 +68,11 @@ class Visit:
         """Complaints that contain this are part of the test: a browser logs every request that was refused."""
         self.allowed.append(text)
 
+    async def leave(self) -> None:
+        """Go away as a visitor does, so that the pages free their places."""
+        for page in [page for context in self.contexts for page in context.pages]:
+            await page.goto("about:blank")
+
     def _on_console(self, message: Any) -> None:
         if message.type in ("error", "warning") and not any(text in message.text for text in self.allowed):
             self.complaints.append(f"{message.type}: {message.text} ({message.location.get('url', '')})")
@@ -77,7 +84,9 @@ async def visit(args: tuple[str, ...]) -> AsyncIterator[Visit]:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=shutil.which("chromium"), args=list(args))
         try:
-            yield Visit(browser)
+            opened = Visit(browser)
+            yield opened
+            await opened.leave()
         finally:
             await browser.close()
 
@@ -94,6 +103,14 @@ async def start(page: Page) -> None:
     await page.click("#start")
     await wait_for_state(page, "live")
     await moving(page)
+
+
+async def until(page: Page, condition: str, timeout_s: float = 20.0) -> None:
+    """Wait until a JavaScript expression is true. (`page.wait_for_function` needs eval, which the page forbids.)"""
+    deadline_s = time.monotonic() + timeout_s
+    while not await page.evaluate(condition):
+        assert time.monotonic() < deadline_s, f"still not true after {timeout_s:.0f} s: {condition}"
+        await asyncio.sleep(0.05)
 
 
 async def moving(page: Page, frames: int = 3) -> None:

@@ -22,7 +22,7 @@ import yaml
 from scipy.signal import resample_poly
 
 ROOT = Path(__file__).parents[2]
-FAKE = {"model": {"kind": "fake"}}
+FAKE = {"model": {"kind": "fake"}, "server": {"drain_s": 1.0}}
 READY_S = 120.0
 
 
@@ -153,6 +153,8 @@ class CpuMeter:
         for pid, name in self._roots.items():
             root = psutil.Process(pid)
             for process in [root, *root.children(recursive=True)]:
+                if process.pid in found:  # counted with a root of its own
+                    continue
                 try:
                     times = process.cpu_times()
                 except psutil.Error:

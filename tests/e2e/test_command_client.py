@@ -49,10 +49,10 @@ def lips_of(path: Path) -> lipsync.LipSync:
 async def test_the_recording_is_in_step(server: Server, voice: Path, tmp_path: Path) -> None:
     out = tmp_path / "avatar.mp4"
     heard: dict[str, list[float]] = {"video": [], "audio": []}
-    config = TalkConfig(server=server.url, audio=voice, out=out, seconds=26)
+    config = TalkConfig(server=server.url, audio=voice, out=out, seconds=22)
     report = await talk(config, lambda kind, seconds, frame: heard[kind].append(seconds))
     assert report.aligned, "no sender reports tied picture and sound together"
-    assert report.pictures > 0.8 * 26 * FPS
+    assert report.pictures > 0.8 * 22 * FPS
     assert report.blocks > 40
     assert {"hello", "block", "stats", "pong"} <= set(report.events)
     for times in heard.values():

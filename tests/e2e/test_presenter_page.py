@@ -59,9 +59,9 @@ async def test_start_shows_the_avatar_and_stop_ends_the_session(page: Page, serv
 
 async def test_the_portrait_is_there_before_anything_else(page: Page) -> None:
     await page.wait_for_selector("#gallery input:checked", state="attached")
-    await page.wait_for_function("document.querySelector('#avatar').poster !== ''")
+    await chromium.until(page, "document.querySelector('#avatar').poster !== ''")
     drawn = "[...document.querySelector('#still').getContext('2d').getImageData(200, 200, 40, 40).data].some((v) => v)"
-    await page.wait_for_function(drawn)
+    await chromium.until(page, drawn)
     assert len(await page.query_selector_all("#gallery input")) >= 8
 
 
@@ -174,8 +174,8 @@ async def test_a_sound_file_speaks_instead_of_the_microphone(page: Page, voice: 
     await page.set_input_files("#file", voice)
     await chromium.start(page)
     await expect(page.locator("#file-time")).to_contain_text("of 0:27")
-    await page.wait_for_function("Number(document.querySelector('#meter').getAttribute('aria-valuenow')) > 20")
-    await page.wait_for_function("document.querySelector('#frame').dataset.activity === 'speaking'")
+    await chromium.until(page, "Number(document.querySelector('#meter').getAttribute('aria-valuenow')) > 20")
+    await chromium.until(page, "document.querySelector('#frame').dataset.activity === 'speaking'")
     await expect(page.locator("#replay")).to_be_visible()
 
 
@@ -197,8 +197,6 @@ async def test_messages_come_by_websocket_where_the_data_channel_does_not_open(
     page = await browser.open(server.url, script=closed)
     await chromium.start(page)
     await page.wait_for_selector('[data-figure="block"][data-value]', timeout=20_000)
-    await page.goto("about:blank")
-    await empty(server)
 
 
 async def test_the_engine_may_die_and_the_page_goes_on(serve: Callable[..., Server], browser: chromium.Visit) -> None:
@@ -215,7 +213,7 @@ async def test_the_engine_may_die_and_the_page_goes_on(serve: Callable[..., Serv
 
 
 async def test_a_server_that_leaves_says_goodbye(serve: Callable[..., Server], browser: chromium.Visit) -> None:
-    server = serve({**FAKE, "server": {"drain_s": 2.0}})
+    server = serve(FAKE)
     page = await browser.open(server.url)
     await chromium.start(page)
     browser.allow("ERR_CONNECTION_REFUSED")

@@ -25,7 +25,7 @@ async def test_screenshots(
     server = serve(product_config)
     page = await browser.open(server.url, viewport=size)
     await page.wait_for_selector("#gallery input:checked", state="attached")
-    await page.wait_for_function("document.querySelector('#avatar').poster !== ''")
+    await chromium.until(page, "document.querySelector('#avatar').poster !== ''")
     await asyncio.sleep(0.5)
     shots = [await chromium.shoot(page, f"presenter_{device}_start")]
     await chromium.start(page)
