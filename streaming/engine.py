@@ -78,6 +78,8 @@ class EngineClient(Protocol):
 class EnginePort(Protocol):
     """What a session needs of an engine; `Engine` in production, in-process stand-ins in tests."""
 
+    failure: str
+
     @property
     def state(self) -> EngineState: ...
 

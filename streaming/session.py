@@ -408,7 +408,7 @@ class Session:
                 self.blocks.forget()
             self.playout.expect_from(None)
         if state == "failed" and self.stream is not None:
-            self._lose("engine_down", "the model has failed; start the server again")
+            self._lose("engine_down", self._engine.failure)
         self._refresh_state()
 
     def _lose(self, code: str, message: str) -> None:

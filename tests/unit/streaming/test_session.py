@@ -444,6 +444,19 @@ async def test_a_refused_portrait_and_a_failed_engine_are_told():
     await room.session.close()
 
 
+async def test_an_engine_that_fails_for_good_is_told_with_its_reason_and_the_picture_stays():
+    async with Room(block_s=0.1) as room:
+        await room.until(2.0)
+        await room.engine.kill()
+        room.engine.failure = "the checkpoint is gone"
+        room.engine._set_state("failed")
+        await room.run(2.0)
+        (error,) = room.told("error")
+        assert error.data == {"code": "engine_down", "message": "the checkpoint is gone"}
+        assert room.session.state == "degraded" and not room.pictures[-1].is_fresh
+        assert not (room.pictures[-1].image == 128).all()
+
+
 async def test_a_portrait_outside_the_domain_is_warned_of():
     grain = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     async with Room(image=grain) as room:
