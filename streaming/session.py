@@ -239,6 +239,8 @@ class Session:
     def mute(self, on: bool) -> None:
         """Do not hear the microphone."""
         self._microphone.is_muted = on
+        if on:
+            self._tell_speech(False)
 
     def tap_microphone(self, listener: Callable[[np.ndarray], None] | None) -> None:
         """Hand everything the microphone hears, 16 kHz mono float32, to one listener as well."""

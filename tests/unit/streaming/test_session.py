@@ -338,6 +338,16 @@ async def test_a_muted_microphone_is_silent_and_comes_back_in_step():
         assert first * 0.02 == pytest.approx(media(room, 3.0), abs=0.06)
 
 
+async def test_muting_in_the_middle_of_speech_ends_it():
+    async with Room(block_s=0.1, mode="push") as room:
+        await room.until(0)
+        await room.speak(babble(1.0))
+        room.session.mute(True)
+        await room.speak(babble(1.0))
+        assert [e.type for e in room.events if e.type.startswith("speech")] == ["speech_started", "speech_stopped"]
+        assert room.session.state == "idle"
+
+
 async def test_stats_are_told_once_a_second():
     async with Room(block_s=0.12) as room:
         await room.until(0)
