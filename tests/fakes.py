@@ -20,6 +20,7 @@ from streaming.config import EngineConfig, StreamingConfig
 from streaming.engine import Engine
 from streaming.events import Event
 from streaming.judge import FRAME_SAMPLES
+from streaming.playout import Picture
 from streaming.session import Session
 
 PORTRAIT = np.full((64, 64, 3), 128, np.uint8)
@@ -182,6 +183,23 @@ class Room:
         """Events of one type."""
         return [event for event in self.events if event.type == type_]
 
+    def heard(self) -> np.ndarray:
+        """All sound that left, 48 kHz."""
+        return np.concatenate([sound.pcm for sound in self.sounds])
+
+    def loud(self, begin_s: float, end_s: float) -> float:
+        """Share of 20 ms pieces with sound between two session media times."""
+        pieces = [sound.pcm for sound in self.sounds if begin_s <= sound.index * 0.02 < end_s]
+        return float(np.mean([np.abs(pcm).max() > 600 for pcm in pieces]))
+
+    def media_s(self, stream_s: float) -> float:
+        """Session media time at which a moment of the stream is presented."""
+        return self.session.playout.sample_s(round(stream_s * 16_000)) - self.session.playout.start_s
+
+    def now_s(self) -> float:
+        """Session media time."""
+        return self.clock.now() - self.session.playout.start_s
+
     @property
     def start_s(self) -> float:
         """Clock time of sample 0."""
@@ -216,6 +234,12 @@ class Room:
             self._fed += chunk
             self.session.push_audio(frame)
             await self.run(chunk / 16_000)
+
+
+def mouth_opening(picture: Picture) -> float:
+    """How much of the stand-in's mouth is dark in a picture of 64x64: 0 closed."""
+    region = picture.image[36:54, 22:42].astype(int).mean(-1)
+    return float((region < 70).mean())
 
 
 def microphone_frame(samples: np.ndarray, *, pts: int | None = None, rate_hz: int = 16_000) -> av.AudioFrame:
