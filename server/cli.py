@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,7 +30,9 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opti
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and leave with its exit code."""
-    given = [_underscored(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] not in (["train"], ["portrait"]):  # these read their own options
+        given = [_underscored(argument) for argument in given]
     sys.exit(_run(given))
 
 
@@ -85,8 +88,10 @@ def serve(
     allow_slow: Annotated[bool, typer.Option("--allow_slow", help="Start on a machine that is too slow.")] = False,
 ) -> int:
     """Serve live sessions; prints `ready http://HOST:PORT` when one can start."""
+    from server.machine import calm_numpy, check_machine, inspect_machine
+
+    calm_numpy()
     from server.config import Secrets, load_config, with_address
-    from server.machine import check_machine, inspect_machine
 
     loaded = with_address(load_config(config), host=host, port=port)
     if loaded.model.kind == "checkpoint" and not allow_slow:
@@ -94,6 +99,42 @@ def serve(
     from server.serve import serve as run_server
 
     return run_server(loaded, Secrets.from_environment())
+
+
+@app.command()
+def generate(
+    image: Annotated[Path, typer.Option("--image", help="Portrait: PNG, JPEG or WebP.")],
+    audio: Annotated[Path, typer.Option("--audio", help="Any file with sound.")],
+    prompt: Annotated[str, typer.Option("--prompt", help="Expression and manner.")] = "",
+    out: Annotated[Path, typer.Option("--out", "--save_file", help="The MP4 to write.")] = Path("output.mp4"),
+    config: ConfigOption = "tiny",
+    base_seed: Annotated[int, typer.Option("--base_seed", help="Seed of noise and idle motion.")] = 0,
+    size: Annotated[str | None, typer.Option("--size", help="Picture size, for example 256x256.")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Make an MP4 of a portrait that speaks a sound file."""
+    from server.config import load_config
+    from server.generate import FilmWish, run_generate
+
+    wish = FilmWish(image=image, audio=audio, out=out, prompt=prompt, base_seed=base_seed, size=size)
+    return run_generate(load_config(config), wish, as_json=as_json)
+
+
+@bench.command("live")
+def bench_live(
+    config: ConfigOption = "tiny",
+    seconds: Annotated[float, typer.Option("--seconds", help="Measured time, after a warm-up.")] = 30.0,
+    audio: Annotated[Path | None, typer.Option("--audio", help="Voice to feed in; a synthetic one without.")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """One real session on the real clock: block time, latency, processor time, memory."""
+    from server.machine import calm_numpy
+
+    calm_numpy()
+    from server.bench import LiveBench, run_live
+    from server.config import load_config
+
+    return run_live(load_config(config), LiveBench(seconds=seconds, audio=audio), as_json=as_json)
 
 
 @app.command(context_settings=_PASS_ON, add_help_option=False)

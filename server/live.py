@@ -105,22 +105,22 @@ class LiveSession:
             clock=around.clock,
             fps=geometry.fps,
         )
-        self._figures = SessionMetrics(around.metrics, self.session, around.on_block)
+        self.figures = SessionMetrics(around.metrics, self.session, around.on_block)
         self._encoder = SessionEncoder(
             width=geometry.width,
             height=geometry.height,
             fps=geometry.fps,
             config=around.config.encode,
             name=id[:6],
-            on_encoded=self._figures.encoded,
+            on_encoded=self.figures.encoded,
             on_keyframe_request=around.metrics.keyframe_requests.inc,
         )
-        self._broadcast = Broadcast(
+        self.broadcast = Broadcast(
             self.session.playout,
             self._encoder,
             around.clock,
             send_delay_s=self._send_delay_s,
-            on_picture=self._figures.picture_left,
+            on_picture=self.figures.picture_left,
         )
         self._speaker: Peer | None = None
         self._viewers: list[Peer] = []
@@ -153,7 +153,7 @@ class LiveSession:
     @property
     def av_drift_s(self) -> float:
         """Picture minus sound where they leave."""
-        return self._broadcast.av_drift_s
+        return self.broadcast.av_drift_s
 
     @property
     def _send_delay_s(self) -> float:
@@ -215,7 +215,7 @@ class LiveSession:
 
     def refresh_metrics(self) -> None:
         """Bring the counters up to date."""
-        self._figures.refresh()
+        self.figures.refresh()
 
     # Peers
 
@@ -252,8 +252,8 @@ class LiveSession:
         return Peer(
             name=f"{self.id} {'speaker' if speaks else 'viewer'}",
             ice_servers=self._around.ice_servers,
-            video=VideoTrack(self._broadcast, on_first=lambda: self._figures.first_picture(asked_s)),
-            audio=AudioTrack(self._broadcast),
+            video=VideoTrack(self.broadcast, on_first=lambda: self.figures.first_picture(asked_s)),
+            audio=AudioTrack(self.broadcast),
             listens=speaks,
             handlers=PeerHandlers(
                 on_audio=self._hear,
@@ -349,7 +349,7 @@ class LiveSession:
     def _forward(self, event: Event) -> None:
         """Pass one report of the session on to everybody."""
         data = dict(event.data)
-        self._figures.report(event)
+        self.figures.report(event)
         if event.type == "stats":
             data = self._corrected(data)
         elif event.type == "warning" and data.get("code") == "out_of_domain":
@@ -364,7 +364,7 @@ class LiveSession:
     def _corrected(self, stats: dict[str, Any]) -> dict[str, object]:
         """Figures as they are where media leave, not where they are pulled."""
         latency_ms = stats["latency_ms"] + 1000 * self._send_delay_s if self.session.latency_s is not None else 0.0
-        return stats | {"latency_ms": round(latency_ms, 1), "av_drift_ms": round(1000 * self._broadcast.av_drift_s, 1)}
+        return stats | {"latency_ms": round(latency_ms, 1), "av_drift_ms": round(1000 * self.broadcast.av_drift_s, 1)}
 
     def _send_all(self, text: str) -> None:
         for peer in list(self._channels):
@@ -401,7 +401,7 @@ class LiveSession:
         asked_s = self._around.clock.now()
         report = self.session.interrupt()
         if report.interrupted:
-            self._broadcast.on_next_sound(lambda now_s: self._figures.silent(now_s - asked_s))
+            self.broadcast.on_next_sound(lambda now_s: self.figures.silent(now_s - asked_s))
         return report
 
     def change(
@@ -447,7 +447,7 @@ class LiveSession:
             for mailbox in list(self._mailboxes):
                 mailbox.close()
             await asyncio.gather(*(peer.close() for peer in self._peers()), return_exceptions=True)
-            await self._broadcast.close()
+            await self.broadcast.close()
             await self._encoder.close()
         finally:
             self._around.metrics.session_seconds.inc(self.age_s)

@@ -13,6 +13,7 @@ from server.errors import StartError
 
 MIN_PYTHON = (3, 11)
 MIN_CORES = 2
+_BLAS_VARIABLE = "OPENBLAS_NUM_THREADS"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,22 @@ def check_machine(machine: Machine) -> None:
             "this machine gives one processor core, but model and server need two to keep up; give the container or"
             " virtual machine a second one, or try anyway with --allow_slow"
         )
+
+
+def calm_numpy() -> None:
+    """Keep numpy's own arithmetic on one thread in this process; call it before numpy is imported.
+
+    The server's matrices are small. A pool of threads for them only costs start-up and makes the event loop wait for
+    threads that the model has pushed aside. The setting is read on import and taken back, so children do not get it.
+    """
+    before = os.environ.get(_BLAS_VARIABLE)
+    os.environ[_BLAS_VARIABLE] = "1"
+    import numpy  # noqa: F401
+
+    if before is None:
+        del os.environ[_BLAS_VARIABLE]
+    else:
+        os.environ[_BLAS_VARIABLE] = before
 
 
 def _cores(root: Path) -> int:

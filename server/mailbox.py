@@ -50,15 +50,19 @@ class Inbox:
     def __init__(self, *, may_control: bool, per_second: int, handle: Handler, answer: Callable[..., None]) -> None:
         self._may_control = may_control
         self._rate = RateLimit(per_second)
+        self._refusals = RateLimit(1)
         self._per_second = per_second
         self._handle = handle
         self._answer = answer
 
     async def receive(self, data: str | bytes) -> None:
         """Take one message; never raises for what the client did."""
+        if not self._rate.allows():
+            if self._refusals.allows():
+                text = f"More than {self._per_second} messages within a second; some were dropped, send fewer."
+                self._answer("error", code="rate_limited", message=text)
+            return
         try:
-            if not self._rate.allows():
-                raise ApiError("rate_limited", f"More than {self._per_second} messages within a second; send fewer.")
             message = messages.decode(data)
             if isinstance(message, messages.Ping):
                 self._answer("pong", **({} if message.t is None else {"t": message.t}))

@@ -87,9 +87,9 @@ def serve(config: Config, secrets: Secrets) -> int:
     """
     configure_logging(config.server.log_level)
     use_loopback_when_alone()
+    hub = Hub(config, secrets)
     listening = bind(config.server)
     try:
-        hub = Hub(config, secrets)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_run(hub, listening))
     finally:
@@ -137,8 +137,8 @@ class _Ending:
 
     def signalled(self, number: int) -> None:
         if self._task is not None:
-            self._server.force_exit = self._server.should_exit = True
             self._hub.hurry()
+            self._server.config.timeout_graceful_shutdown = 0
             return
         interrupted = number == signal.SIGINT
         self.code = 130 if interrupted else 0

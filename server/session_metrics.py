@@ -25,6 +25,8 @@ class SessionMetrics:
         self._metrics = metrics
         self._session = session
         self._on_block = on_block
+        self.encode_s = 0.0
+        """Seconds of encoding so far."""
         self._encode_s = 0.0
         self._encoded = 0
         self._seen = {"underruns": 0, "deadline_misses": 0}
@@ -58,6 +60,7 @@ class SessionMetrics:
     def encoded(self, seconds: float) -> None:
         """One picture was encoded; the stage is reported a block's worth at a time, like the others."""
         self._metrics.frames_encoded.inc()
+        self.encode_s += seconds
         self._encode_s += seconds
         self._encoded += 1
         stream = self._session.stream
@@ -68,12 +71,22 @@ class SessionMetrics:
     def picture_left(self, index: int, now_s: float) -> None:
         """A picture of session media time has left to its first viewer."""
         self._metrics.frames_sent.inc()
+        latency_s = self.mouth_latency_s(index, now_s)
+        if latency_s is not None:
+            self._metrics.mouth_latency.observe(latency_s)
+
+    def mouth_latency_s(self, index: int, now_s: float) -> float | None:
+        """How long after the arrival of its first sample a picture has left; None for one before the stream.
+
+        Args:
+            index: picture of session media time.
+            now_s: when it left.
+        """
         stream, playout = self._session.stream, self._session.playout
         if stream is None:
-            return
+            return None
         frame_s = playout.start_s + index / playout.fps - playout.sample_s(0)
-        if frame_s >= 0:
-            self._metrics.mouth_latency.observe(now_s - (stream.start_s + frame_s))
+        return now_s - (stream.start_s + frame_s) if frame_s >= 0 else None
 
     def first_picture(self, asked_s: float) -> None:
         """The first picture of a peer has left."""

@@ -77,7 +77,7 @@ async def test_too_many_messages_are_refused() -> None:
     for _ in range(8):
         await desk.inbox.receive('{"type":"interrupt"}')
     assert len(desk.handled) == 5
-    assert [fields["code"] for _, fields in desk.answers] == ["rate_limited"] * 3
+    assert [fields["code"] for _, fields in desk.answers] == ["rate_limited"], "said once, not once a message"
 
 
 async def test_a_mailbox_keeps_order_and_ends() -> None:

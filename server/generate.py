@@ -1,0 +1,139 @@
+"""`avatarcast generate`: portrait and sound file to an MP4, with the live generator in this process."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from model.errors import PortraitError
+from model.portrait import decode_image
+from server.config import Config
+from server.errors import ConfigError
+from streaming.offline import FilmReport, Progress, generate
+
+PLAIN_EVERY_S = 5.0
+"""Where no terminal shows a bar, a line of progress comes this often."""
+BAR = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilmWish:
+    """What the command line asks for."""
+
+    image: Path
+    """Portrait: PNG, JPEG or WebP."""
+    audio: Path
+    """Any file with sound that FFmpeg reads."""
+    out: Path
+    """The MP4."""
+    prompt: str = ""
+    """Expression."""
+    base_seed: int = 0
+    """Seed of noise and idle motion."""
+    size: str | None = None
+    """Picture size, for example 256x256; None takes the configuration's."""
+
+    def __post_init__(self) -> None:
+        for name in ("image", "audio"):
+            path = getattr(self, name)
+            if not path.is_file():
+                raise ConfigError(f"--{name} is {path}, which is not a file; check the path")
+        if self.out.is_dir():
+            raise ConfigError(f"--out is {self.out}, which is a folder; name the file, for example {self.out}/film.mp4")
+        if not self.out.parent.is_dir():
+            raise ConfigError(f"--out is {self.out}, but there is no folder {self.out.parent}; make it first")
+        if self.out.suffix.lower() != ".mp4":
+            raise ConfigError(f"--out is {self.out}; its name must end in .mp4")
+        if not 0 <= self.base_seed < 2**31:
+            raise ConfigError(f"--base_seed is {self.base_seed}; it must be 0 to {2**31 - 1}")
+
+
+def run_generate(config: Config, wish: FilmWish, *, as_json: bool) -> int:
+    """Make one film.
+
+    Returns:
+        Exit code: 0, or 130 after Ctrl-C; what was made until then is kept and playable.
+
+    Raises:
+        ServerError, ModelError, StreamingError: one sentence with the remedy.
+    """
+    try:
+        image = decode_image(wish.image.read_bytes())
+    except PortraitError as error:
+        raise PortraitError(f"--image is {wish.image}: {error}") from error
+    section = config.model
+    if wish.size is not None:
+        try:
+            section = replace(section, size=wish.size)
+        except ValueError as error:
+            raise ConfigError(f"--{error}") from error
+    print(f"loading {section.kind if section.kind == 'fake' else section.checkpoint} …", file=sys.stderr)
+    from model.worker import load  # loads torch, in this process and only here
+
+    model = load(section.launch_spec(config.server.log_level))
+    meter = Meter()
+    report = generate(
+        model,
+        image=image,
+        audio=wish.audio,
+        out=wish.out,
+        prompt=wish.prompt,
+        seed=wish.base_seed,
+        config=config.streaming,
+        on_progress=meter.show,
+    )
+    meter.end()
+    _tell(report, as_json)
+    return 130 if report.interrupted else 0
+
+
+def _tell(report: FilmReport, as_json: bool) -> None:
+    if not report.in_domain:
+        print("this portrait is outside what the checkpoint has learned; expect a blurred face", file=sys.stderr)
+    fps = report.frames / max(report.wall_s, 1e-9)
+    if report.interrupted and report.frames == 0:
+        print("interrupted before the first picture; nothing was written", file=sys.stderr)
+    elif as_json:
+        print(json.dumps(asdict(report) | {"path": str(report.path), "fps": round(fps, 2)}))
+    else:
+        how = "cut off" if report.interrupted else "done"
+        size = f"{report.width}x{report.height}"
+        print(f"{how}: {report.path}, {report.seconds:.1f} s at {size}, made with {fps:.1f} pictures a second")
+
+
+class Meter:
+    """A progress bar on a terminal, a line now and then elsewhere; both on stderr."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._shown_s = time.monotonic()
+        self._open = False
+
+    def show(self, progress: Progress) -> None:
+        """Take the state after one more block."""
+        now = time.monotonic()
+        if self._is_terminal:
+            print(f"\r{progress_line(progress)}\x1b[K", end="", file=sys.stderr, flush=True)
+            self._open = True
+        elif now - self._shown_s >= PLAIN_EVERY_S:
+            print(progress_line(progress), file=sys.stderr, flush=True)
+            self._shown_s = now
+
+    def end(self) -> None:
+        """Leave the bar's line."""
+        if self._open:
+            print(file=sys.stderr)
+
+
+def progress_line(progress: Progress) -> str:
+    """One line: bar, pictures, speed, remaining time."""
+    if progress.num_frames is None or progress.eta_s is None:
+        return f"{progress.frames} pictures, {progress.fps:.1f} a second"
+    filled = min(BAR, BAR * progress.frames // max(1, progress.num_frames))
+    bar = "█" * filled + "░" * (BAR - filled)
+    minutes, seconds = divmod(round(progress.eta_s), 60)
+    done = f"{progress.frames}/{progress.num_frames} pictures"
+    return f"{bar} {done}, {progress.fps:.1f} a second, {minutes}:{seconds:02d} left"
