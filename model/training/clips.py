@@ -202,13 +202,12 @@ def random_motion(count: int, gen: torch.Generator) -> dict[str, Tensor]:
     motion = render.neutral(count, DEVICE)
     closed = u(0, 1) < 0.35
     opening = u(0, 1.2) * (~closed)
-    motion |= dict(
-        open=opening, jaw=(opening * u(0.5, 1.1) + 0.1 * u(0, 1)) * (~closed), width=u(-0.2, 1.1), round=u(0, 1) * (u(0, 1) > 0.6),
-        press=(u(0, 1) > 0.85).float() * u(0.3, 1), ftuck=(u(0, 1) > 0.88).float() * u(0.3, 1), teeth=u(0, 1) * (~closed),
-        tongue=u(0, 1) * (~closed), smile=u(-0.5, 0.9), blink=u(-2, 1).clamp(0, 1), gaze_x=u(-0.7, 0.7),
-        gaze_y=u(-0.4, 0.4), brow=u(-0.6, 0.9), brow_tilt=u(-0.7, 0.7), yaw=u(-0.33, 0.33), pitch=u(-0.18, 0.18),
-        roll=u(-0.13, 0.13), tx=u(-0.06, 0.06), ty=u(-0.05, 0.05), breath=u(-1, 1),
-    )  # fmt: skip
+    motion |= dict(open=opening, jaw=(opening * u(0.5, 1.1) + 0.1 * u(0, 1)) * (~closed), width=u(-0.2, 1.1))
+    motion |= dict(round=u(0, 1) * (u(0, 1) > 0.6), press=(u(0, 1) > 0.85).float() * u(0.3, 1))
+    motion |= dict(ftuck=(u(0, 1) > 0.88).float() * u(0.3, 1), teeth=u(0, 1) * (~closed), tongue=u(0, 1) * (~closed))
+    motion |= dict(smile=u(-0.5, 0.9), blink=u(-2, 1).clamp(0, 1), gaze_x=u(-0.7, 0.7), gaze_y=u(-0.4, 0.4))
+    motion |= dict(brow=u(-0.6, 0.9), brow_tilt=u(-0.7, 0.7), yaw=u(-0.33, 0.33), pitch=u(-0.18, 0.18))
+    motion |= dict(roll=u(-0.13, 0.13), tx=u(-0.06, 0.06), ty=u(-0.05, 0.05), breath=u(-1, 1))
     return {k: v.float() for k, v in motion.items()}
 
 

@@ -186,7 +186,15 @@ def long_run(kit: Kit, data: LatentSet, who: Tensor, blocks: int) -> tuple[dict,
     ), run  # fmt: skip
 
 
-def save_pictures(folder: Path, tag: str, run: Rollout, video: Tensor, long: Rollout, rows: int = 6) -> None:
+def save_long(path: Path, run: Rollout, rows: int = 6) -> None:
+    """Pictures of the start, the middle and the end of a long run."""
+    marks = sorted(run.kept)
+    lines = [[run.kept[b][i, 5].float() / 255 for b in marks] for i in range(min(rows, run.read.shape[0]))]
+    save_png(path, F.interpolate(sheet(lines)[None], scale_factor=0.5, mode="area")[0])
+
+
+def save_pictures(folder: Path, tag: str, run: Rollout, video: Tensor, rows: int = 6) -> None:
+    """Rendered truth above generated pictures, whole and as mouths."""
     made = torch.cat([run.kept[b] for b in sorted(run.kept)], 1).float() / 255
     true = video.cpu().float() / 255
     picked = list(range(12, min(made.shape[1], 96), 7))[:10]
@@ -201,34 +209,45 @@ def save_pictures(folder: Path, tag: str, run: Rollout, video: Tensor, long: Rol
     for i in range(min(4, made.shape[0])):
         mouths += [[crop(true[i, t]) for t in shown], [crop(made[i, t]) for t in shown]]
     save_png(folder / f"mouths{tag}.png", sheet(mouths))
-    marks = sorted(long.kept)
-    drift = [[long.kept[b][i, 5].float() / 255 for b in marks] for i in range(min(rows, made.shape[0]))]
-    save_png(folder / f"long{tag}.png", F.interpolate(sheet(drift)[None], scale_factor=0.5, mode="area")[0])
 
 
 def run(
-    work: Path, sigmas: tuple[float, ...], history: str, tag: str = "", smoke: bool = False, minutes: float = 1.0
+    work: Path,
+    settings: list[tuple[tuple[float, ...], str]],
+    smoke: bool = False,
+    clips: int = 32,
+    minutes: float = 1.0,
 ) -> dict[str, object]:
-    """All figures of one sampler setting; pictures beside them."""
+    """Figures of every sampler setting (noise levels, ring policy); the first also runs long. Pictures beside them."""
     set_up()
-    kit = load_kit(work, sigmas, history)
     speech = SpeechSet.load(work / "speech_held.npz")
-    size, count, blocks, long_blocks = (64, 2, 3, 4) if smoke else (256, 32, 14, int(125 * minutes))
-    data, _, video = build(kit.vae, load_audio(work), speech, count, blocks, size, 770_077, 2, 0.25, keep_video=True)
-    waves = data.plan.wave * data.plan.gate
-    with torch.inference_mode(), autocast():
-        still = kit.vae.decode(data.references[:, 0].float().expand(-1, -1, 4, -1, -1))[0][:, :, 12].float() / 2 + 0.5
-        who = kit.meter(still.clamp(0, 1))[1].float()
-    figures: dict[str, object] = {"sigmas": list(sigmas), "history": history}
-    figures["ceiling"] = true_pictures(kit, data, video)
-    short, clean = short_runs(kit, data, video, waves)
-    figures |= short
-    figures["prompt"] = prompt_figures(kit, data)
-    figures["long"], long = long_run(kit, data, who, long_blocks)
-    save_pictures(work / "pictures", tag, clean, video, long)
-    figures = _rounded(figures)
-    print(json.dumps(figures), flush=True)
-    return figures
+    size, count, blocks, long_blocks = (64, 2, 3, 4) if smoke else (256, clips, 14, int(125 * minutes))
+    vae = load_vae(work)
+    data, _, video = build(vae, load_audio(work), speech, count, blocks, size, 770_077, 2, 0.25, keep_video=True)
+    results: dict[str, object] = {}
+    for index, (sigmas, history) in enumerate(settings):
+        kit = load_kit(work, sigmas, history)
+        figures: dict[str, object] = {"sigmas": list(sigmas), "history": history}
+        short, clean = short_runs(kit, data, video, data.plan.wave * data.plan.gate)
+        figures |= short
+        if index == 0:
+            figures["ceiling"] = true_pictures(kit, data, video)
+            figures["prompt"] = prompt_figures(kit, data)
+            figures["long"], long = long_run(kit, data, portrait_vectors(kit, data), long_blocks)
+            save_long(work / "pictures" / "long.png", long)
+        tag = f"{len(sigmas)}_{history}"
+        save_pictures(work / "pictures", f"_{index}_{tag}", clean, video)
+        results[f"{index}_{tag}"] = _rounded(figures)
+        print(json.dumps(_rounded(figures)), flush=True)
+    return results
+
+
+@torch.inference_mode()
+def portrait_vectors(kit: Kit, data: LatentSet) -> Tensor:
+    """Identity vectors of the references as the decoder shows them: [B, 64]."""
+    with autocast():
+        still = kit.vae.decode(data.references[:, 0].float().expand(-1, -1, 4, -1, -1))[0][:, :, 12]
+        return kit.meter((still.float() / 2 + 0.5).clamp(0, 1))[1].float()
 
 
 def _rounded(value: object) -> object:

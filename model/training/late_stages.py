@@ -14,6 +14,14 @@ def run(args: argparse.Namespace, seconds: float) -> object:
     if args.stage == "eval":
         from model.training import evaluation
 
-        sigmas = tuple(float(s) for s in (args.steps or "1,.75,.5,.25").split(","))
-        return evaluation.run(args.work, sigmas, args.history or "same_step", args.tag, args.smoke)
+        settings = []
+        for setting in (args.steps or "1,.75,.5,.25").split(";"):
+            levels, _, history = setting.partition("/")
+            settings.append((tuple(float(v) for v in levels.split(",")), history or args.history or "same_step"))
+        return evaluation.run(args.work, settings, args.smoke, args.clips or 32)
+    if args.stage == "export":
+        from model.training import export
+
+        sigmas = tuple(float(v) for v in args.steps.split(",")) if args.steps else None
+        return export.run(args.work, args.out, sigmas, args.history)
     raise SystemExit(f"train: stage {args.stage!r} is not built yet")

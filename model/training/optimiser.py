@@ -14,7 +14,7 @@ from model.training.sitting import DEVICE, adamw
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix, roughly (singular values 0.7 to 1.2); batches allowed: [..., rows, columns]."""
+    """The nearest semi-orthogonal matrix, roughly (singular values 0.7 to 1.2): [..., rows, columns]."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.bfloat16() if matrix.is_cuda else matrix
     tall = x.shape[-2] > x.shape[-1]

@@ -170,7 +170,7 @@ def run(
     clips, batch, span = (4, 2, 4) if smoke else (clips, batch, TRAIN_BLOCKS)
     vae, encoder = load_vae(work), load_audio(work)
     speech = SpeechSet.load(work / "speech.npz")
-    data, _, _ = build(vae, encoder, speech, clips, blocks, size, 31 + int(resume) * 1000, 3, 0.15)
+    data, _, _ = build(vae, encoder, speech, clips, blocks, size, 31 + int(resume) * 1000, 3, 0.25)
     del speech
     print(f"teacher: {clips} clips as latents in {time.monotonic() - clock:.0f} s", flush=True)
     student = Student(tiny()).to(DEVICE)

