@@ -378,6 +378,8 @@ def block_shape(model: AvatarModel) -> tuple[int, int, int, int]:
 def main(connection: Connection, spec: Mapping[str, Any]) -> None:
     """Entry of the spawned process; ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is the server's to handle
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # and so is a SIGTERM to its process group: it drains, which needs us
     if spec.get("threads"):
         for name in _THREAD_VARIABLES:
             os.environ[name] = str(spec["threads"])

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
+from av import AudioFrame
 from scipy.signal import resample_poly
 
 from server import peer as peer_module
@@ -179,6 +180,25 @@ async def test_a_dead_engine_costs_no_connection(server: Running) -> None:
         assert server.hub.engine.pid != pid
         assert caller.connection.connectionState == "connected"
     assert "avatarcast_engine_restarts_total 1.0" in (await server.http.get("/metrics")).text
+
+
+async def test_audio_that_cannot_be_taken_is_told_once(server: Running) -> None:
+    """0 Hz cannot even be framed; 192 kHz and 4 kHz are refused with the remedy, and good audio is taken again."""
+    session = await server.open()
+    live = server.hub.find(session["id"])
+    assert live is not None
+    async with calling(server, session) as caller:
+        await caller.until("hello")
+        for rate_hz in (192_000, 192_000, 4_000, 48_000, 192_000):
+            frame = AudioFrame.from_ndarray(np.zeros((1, 960), np.int16), format="s16", layout="mono")
+            frame.sample_rate = rate_hz
+            live._hear(frame)
+        await caller.until("error", code="unsupported_rate")
+        await asyncio.sleep(0.3)
+        errors = [m["message"] for m in caller.messages if m["type"] == "error"]
+        assert len(errors) == 2, errors
+        assert "192000 Hz" in errors[0]
+        assert "48000" in errors[0]
 
 
 async def test_a_silent_peer_is_given_up(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:

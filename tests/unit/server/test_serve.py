@@ -40,6 +40,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
 
     def ready(self) -> str:
@@ -194,6 +195,21 @@ def test_sigterm_drains(run) -> None:
         code, _, err = program.leave(4)
     assert code == 0, err
     assert time.monotonic() - asked_s < 5, "it leaves as soon as the last session has ended"
+
+
+def test_a_signal_to_the_whole_group_drains_too(run) -> None:
+    """As supervisors and shells send it: the model's process must outlive the drain."""
+    program = run("serve", "--config", "mine.yaml")
+    url = program.ready()
+    session = httpx.post(f"{url}/v1/sessions", json={}).json()
+    os.killpg(program.process.pid, signal.SIGTERM)
+    time.sleep(1.0)
+    state = httpx.get(f"{url}/v1/sessions/{session['id']}").json()["state"]
+    assert state == "idle"
+    assert httpx.get(f"{url}/healthz").json()["engine"]["restarts"] == 0
+    httpx.delete(f"{url}/v1/sessions/{session['id']}")
+    code, _, err = program.leave(4)
+    assert code == 0, err
 
 
 def test_the_deadline_ends_what_does_not_leave(run) -> None:
