@@ -19,14 +19,16 @@ from streaming.windows import Window, Windows
 def latency_target_s(info: ModelInfo, config: StreamingConfig) -> float:
     """How long after a sample's arrival its frame is due: block + look-ahead + jitter + compute + margin.
 
-    Rounded up to whole frames, so that the stream's frames fall on the session's picture times.
+    Rounded up to whole frames, so that the stream's frames fall on the session's picture times. Compute counts for at
+    most one block's length: a model that needs longer cannot keep up, and waiting longer would not help it.
     """
     latency = config.latency
+    compute_s = min(info.block_s * latency.compute_factor, info.geometry.block_s)
     needed_s = (
         info.geometry.block_s
         + info.window.lookahead_samples / SAMPLE_RATE_HZ
         + config.window.jitter_ms / 1000
-        + info.block_s * latency.compute_factor
+        + compute_s
         + latency.margin_ms / 1000
     )
     wanted_s = min(max(needed_s, latency.floor_ms / 1000), latency.ceiling_ms / 1000)
