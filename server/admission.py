@@ -122,12 +122,13 @@ class Admission:
 
     def _full_sentence(self) -> str:
         if self._limits.max_sessions:
-            return f"All {self.max_sessions} sessions are taken (limits.max_sessions); try again later."
+            return f"Every place is taken; limits.max_sessions is {self.max_sessions}. Try again later."
         if self._load is None:
             return "The engine is still starting and one session waits for it already; try again in some seconds."
         return (
             f"This machine is full: a block of {self._load.period_s * 1000:.0f} ms takes "
-            f"{self._load.block_s * 1000:.0f} ms of work a session, so {self.max_sessions} fit; try again later."
+            f"{self._load.block_s * 1000:.0f} ms of work a session, so no more than {self.max_sessions} fit; "
+            "try again later."
         )
 
     def _check_rate(self, client: str) -> None:

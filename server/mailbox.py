@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from server import messages
 from server.errors import ApiError
+from streaming.errors import StreamingError
 
 MAX_WAITING = 256
 """Messages that may wait for one client; one that reads no more is cut off."""
@@ -72,6 +73,8 @@ class Inbox:
             await self._handle(message)
         except ApiError as error:
             self._answer("error", code=error.code, message=error.detail)
+        except StreamingError as error:
+            self._answer("error", code=error.code, message=str(error))
 
 
 class Mailbox:

@@ -32,6 +32,8 @@ WS_MESSAGE_LIMIT = 1024 * 1024
 EXECUTOR_THREADS = 8
 HURRY_S = 2.0
 """Drain time after Ctrl-C: somebody waits at a terminal."""
+CONNECTIONS_S = 3
+"""Time that open connections get once every session has ended; a second signal makes it short."""
 
 
 def bind(server: ServerConfig) -> socket.socket:
@@ -108,7 +110,7 @@ async def _run(hub: Hub, listening: socket.socket) -> int:
             server_header=False,
             lifespan="on",
             ws_max_size=WS_MESSAGE_LIMIT,
-            timeout_graceful_shutdown=3,
+            timeout_graceful_shutdown=CONNECTIONS_S,
         )
     )
     ending = _Ending(hub, server)
@@ -138,7 +140,7 @@ class _Ending:
     def signalled(self, number: int) -> None:
         if self._task is not None:
             self._hub.hurry()
-            self._server.config.timeout_graceful_shutdown = 0
+            self._server.config.timeout_graceful_shutdown = 1
             return
         interrupted = number == signal.SIGINT
         self.code = 130 if interrupted else 0

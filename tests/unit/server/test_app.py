@@ -179,7 +179,7 @@ async def test_a_full_server_says_why_and_when_to_come_back() -> None:
         answer = await server.http.post("/v1/sessions", json={})
         detail = check_problem(answer, 503, "capacity")
         assert int(answer.headers["retry-after"]) > 0
-        assert "1 sessions" in detail
+        assert "limits.max_sessions is 1" in detail
         assert (await server.http.get("/v1/capacity")).json() == {
             "sessions": 1, "max_sessions": 1, "rtf_p95": 0.0, "queue": 0,
         }  # fmt: skip
