@@ -274,6 +274,15 @@ class Engine:
     # Supervision
 
     async def _supervise(self) -> None:
+        """Keep a process running; whatever goes wrong here ends in `failed`, so that nobody waits for ever."""
+        try:
+            await self._keep_running()
+        except Exception as error:
+            log.exception("the engine cannot be kept running")
+            reason = f"the model's process could not be started: {type(error).__name__}: {error}"
+            self._mourn(Death(reason=reason, is_final=True, lived_s=0.0), is_last=True)
+
+    async def _keep_running(self) -> None:
         """Start the process again and again, until it cannot be helped."""
         delays = list(self._config.restart_delays_s)
         while True:

@@ -210,6 +210,18 @@ async def test_a_start_that_takes_too_long_is_given_up(engine):
         await one.ready()
 
 
+@pytest.mark.parametrize("error", [RuntimeError("bootstrapping"), OSError("no memory")])
+async def test_a_process_that_cannot_be_spawned_fails_instead_of_hanging(engine, monkeypatch, error):
+    def refuse(self) -> None:
+        raise error
+
+    monkeypatch.setattr("model.launch.WorkerProcess.start", refuse)
+    one = await engine(EngineConfig(restart_delays_s=(0.01,)))
+    with pytest.raises(EngineError, match=f"could not be started: .*{error}"):
+        await asyncio.wait_for(one.ready(), 5)
+    assert one.state == "failed"
+
+
 async def test_failing_blocks_are_told_with_the_models_words(engine):
     one, client = await engine(fail_block=1), Client()
     await one.open_session(SessionSpec(session="a", image=PORTRAIT), client)
