@@ -1,7 +1,7 @@
 """Speech encoder: a window of 16 kHz sound to stacked hidden states, one column per picture.
 
-The layout is wav2vec2 (layer-norm front end, hop 320 samples, pre-norm transformer) through the `transformers` class, so
-the tiny checkpoint's encoder and the published one are two sizes of the same thing. Live audio reaches it as one
+The layout is wav2vec2 (layer-norm front end, hop 320 samples, pre-norm transformer) through the `transformers` class,
+so the tiny checkpoint's encoder and the published one are two sizes of the same thing. Live audio reaches it as one
 window per block; the states of that block's pictures are taken and the rest is thrown away.
 """
 

@@ -154,6 +154,10 @@ class StreamConfig:
     """Time position of the reference at the start."""
     replace_sink: bool = False
     """After the first ring of blocks, condition on the first generated latent frame in place of the portrait."""
+    seam_frames: int = 0
+    """Pictures over which a small jump at a block's start fades; 0 switches the filter off."""
+    seam_threshold: float = 0.06
+    """Share of the full range: smaller differences between blocks are residue, larger ones motion."""
     evict: Literal["oldest", "slot"] = "oldest"
     """What a full ring overwrites after a gap: the oldest block, or slot `index % ring_blocks` (as published)."""
 
@@ -162,6 +166,11 @@ class StreamConfig:
         _check(self.ring_blocks > 0, f"stream.ring_blocks is {self.ring_blocks}; it must be positive")
         _check(self.history in ("same_step", "clean"), f"stream.history is {self.history!r}; choose same_step or clean")
         _check(0 < self.clean_sigma < 1, f"stream.clean_sigma is {self.clean_sigma}; choose a value between 0 and 1")
+        _check(self.seam_frames >= 0, f"stream.seam_frames is {self.seam_frames}; use 0 or more")
+        _check(
+            0 < self.seam_threshold <= 1,
+            f"stream.seam_threshold is {self.seam_threshold}; choose a value above 0, up to 1",
+        )
         low, high = self.sink_range
         _check(0 <= low <= high, f"stream.sink_range is {self.sink_range}; give the smaller distance first")
         _check(
@@ -390,7 +399,7 @@ def tiny() -> ModelConfig:
             cond_dim=40,
             enable_framepack=False,
         ),
-        stream=StreamConfig(ring_blocks=3, sink_distance=8),
+        stream=StreamConfig(ring_blocks=3, sink_distance=8, seam_frames=10),
         sampler=SamplerConfig(sigmas=(1.0, 0.75, 0.5, 0.25), light_sigmas=(1.0, 0.5)),
         motion=MotionConfig(enabled=True),
     )
@@ -410,7 +419,7 @@ class RunConfig:
     """Precision; auto times both at start-up and takes the faster, part by part."""
     threads: int = 0
     """Processor threads of the model; 0 takes the cores this process may use."""
-    load: float = 0.6
+    load: float = 0.35
     """Share of a block's length that its computation may take before `auto` chooses the light schedule."""
 
     def __post_init__(self) -> None:

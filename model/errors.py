@@ -1,10 +1,10 @@
 """Errors of the model package.
 
-    ModelError
-    |- CheckpointError      a file is missing, broken, or not what its config says
-    |- PortraitError        the picture cannot serve as a portrait
-    |- UnsupportedError     the machine or the build cannot do what the configuration asks
-    `- UnknownSessionError  a request names a session that is not open
+ModelError
+|- CheckpointError      a file is missing, broken, or not what its config says
+|- PortraitError        the picture cannot serve as a portrait
+|- UnsupportedError     the machine or the build cannot do what the configuration asks
+`- UnknownSessionError  a request names a session that is not open
 """
 
 

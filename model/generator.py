@@ -28,6 +28,7 @@ from model.motion import PARAMETERS, MotionController, MotionSizes
 from model.portrait import fit_portrait
 from model.profile import Profile, choose_profile
 from model.sampler import NoiseSource
+from model.seams import soften_seam
 from model.vae import REFERENCE_FRAMES, VAEState
 from model.weights import checkpoint_path, load_checkpoint
 
@@ -57,6 +58,8 @@ class Session:
     noise: NoiseSource
     motion: MotionController | None
     last_block: int
+    last_picture: Tensor | None = None
+    """[1, 3, 1, H, W] float32, what the next block leads in from."""
     pending: list[tuple[int, TextKV | None, Portrait | None]] = field(default_factory=list)
     """Announced changes: block, prompt, portrait."""
 
@@ -176,6 +179,10 @@ class Generator:
         )
         denoised = time.perf_counter()
         video, session.vae = self.vae.decode(latents.to(self._vae_dtype), session.vae)
+        stream = self.config.stream
+        video, session.last_picture = soften_seam(
+            video.float(), session.last_picture, stream.seam_frames, stream.seam_threshold
+        )
         frames = to_pictures(video)
         session.last_block = request.block
         stage_s = {"audio": heard - start, "dit": denoised - heard, "vae": time.perf_counter() - denoised}
@@ -212,7 +219,7 @@ class Generator:
         portrait = next((p for _, _, p in reversed(due) if p is not None), None)
         if portrait is not None:
             session.stream = self._start(session.stream.text if text is None else text, portrait)
-            session.vae = portrait.vae
+            session.vae, session.last_picture = portrait.vae, None
         elif text is not None:
             self.denoiser.recondition(session.stream, text=text)
         return tuple(name for name, change in (("prompt", text), ("image", portrait)) if change is not None)

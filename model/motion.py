@@ -118,15 +118,12 @@ def talk_activity(wave: np.ndarray, samples_per_frame: int = 640) -> tuple[np.nd
     spoken = (padded > _TALK_RMS).cumsum(1)
     talk = (spoken[:, _TALK_FRAMES:] - spoken[:, :-_TALK_FRAMES]) / _TALK_FRAMES
     total = padded.cumsum(1)
-    mean = (
-        lambda n, lag: (
-            (  # noqa: E731
-                total[:, _TALK_FRAMES - lag : total.shape[1] - lag]
-                - total[:, _TALK_FRAMES - lag - n : total.shape[1] - lag - n]
-            )
-            / n
-        )
-    )
+
+    def mean(count: int, delay: int) -> np.ndarray:
+        """Mean RMS of `count` pictures that end `delay` pictures ago."""
+        end = total.shape[1] - delay
+        return (total[:, _TALK_FRAMES - delay : end] - total[:, _TALK_FRAMES - delay - count : end - count]) / count
+
     slow = mean(20, 3)
     nod = np.clip((mean(4, 3) - slow) / np.maximum(slow, 0.02), -1, 1) * talk
     return talk, nod

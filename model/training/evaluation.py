@@ -230,6 +230,7 @@ def run(
         figures: dict[str, object] = {"sigmas": list(sigmas), "history": history}
         short, clean = short_runs(kit, data, video, data.plan.wave * data.plan.gate)
         figures |= short
+        print(json.dumps(_rounded(figures)), flush=True)
         if index == 0:
             figures["ceiling"] = true_pictures(kit, data, video)
             figures["prompt"] = prompt_figures(kit, data)
@@ -238,7 +239,7 @@ def run(
         tag = f"{len(sigmas)}_{history}"
         save_pictures(work / "pictures", f"_{index}_{tag}", clean, video)
         results[f"{index}_{tag}"] = _rounded(figures)
-        print(json.dumps(_rounded(figures)), flush=True)
+    print(json.dumps(results), flush=True)
     return results
 
 

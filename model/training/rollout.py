@@ -13,6 +13,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.denoiser import Denoiser
 from model.sampler import NoiseSource
+from model.seams import soften_seam
 from model.training.measure_stage import Meter
 from model.training.sitting import DEVICE, autocast
 from model.training.teacher import Student
@@ -85,7 +86,7 @@ def roll(
         denoiser = Denoiser(student.dit, stream, sigmas, height, width)
         text = student.dit.text_kv(student.text(student.text.token_ids(prompts).to(DEVICE)))
         state = denoiser.start(text, references.float())
-        memory = vae.primed_state(references.float())
+        memory, before = vae.primed_state(references.float()), None
         for b in range(blocks):
             sound = student.dit.audio_condition(features[:, None, :, :, 12 * b : 12 * b + 12].float())
             turn = pose[:, :, 3 * b : 3 * b + 3, None, None].float()
@@ -93,6 +94,7 @@ def roll(
             start = torch.cat([s.block(b) for s in noise]).to(DEVICE)
             z = denoiser.block(state, b, start, sound, added, int(stream.sink_distance)).float()
             y, memory = vae.decode(z, memory)
+            y, before = soften_seam(y.float(), before, stream.seam_frames, stream.seam_threshold)
             y = (y.float().transpose(1, 2) / 2 + 0.5).clamp(0, 1)
             read, who = meter(y.flatten(0, 1))
             step = (y[:, 1:] - y[:, :-1]).abs().mean((2, 3, 4))
