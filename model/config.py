@@ -418,7 +418,7 @@ class RunConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision; auto times both at start-up and takes the faster, part by part."""
     threads: int = 0
-    """Processor threads of the model; 0 takes the cores this process may use."""
+    """Processor threads of the model; 0 takes the cores this process may use but one, which is left to the server."""
     load: float = 0.35
     """Share of a block's length that its computation may take before `auto` chooses the light schedule."""
 

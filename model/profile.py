@@ -116,12 +116,12 @@ def choose_profile(config: ModelConfig, modules: dict[str, nn.Module], run: RunC
             bfloat16 wins, and the thread count of this process is set.
         run: what the operator asked for.
     """
-    threads = run.threads or min(usable_cores(), MAX_AUTO_THREADS)
+    threads = run.threads or min(max(1, usable_cores() - 1), MAX_AUTO_THREADS)
     torch.set_num_threads(threads)
     reasons = {
         "threads": f"{threads} threads as configured"
         if run.threads
-        else f"{threads} threads: {usable_cores()} usable cores, at most {MAX_AUTO_THREADS} help"
+        else f"{threads} of {usable_cores()} usable cores: one is left to the server, at most {MAX_AUTO_THREADS} help"
     }
     modules["vae"].to(memory_format=torch.channels_last)
     modules["dit"], dit_dtype, pass_s, reasons["dit_dtype"] = _faster(
