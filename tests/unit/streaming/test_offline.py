@@ -114,8 +114,10 @@ async def test_offline_and_live_show_the_same_pictures(make):
 
 def test_ctrl_c_leaves_a_playable_film(tmp_path):
     audio = write_wav(tmp_path / "a.wav", np.tile(phrase(), 20))
+    # A suite started in the background inherits an ignored SIGINT; the child under test must not.
     code = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 import numpy as np
 from model.fake import FakeConfig, FakeModel
