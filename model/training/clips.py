@@ -90,10 +90,8 @@ def speech_gate(classes: Tensor, samples: int, slack: Tensor) -> Tensor:
     spoken = (classes > 0).float()
     t = torch.arange(spoken.shape[1], device=spoken.device)
     far = torch.full_like(spoken, 1e6)
-    since = torch.where(spoken > 0, torch.zeros_like(far), far)
     last = torch.where(spoken > 0, t.float(), -far).cummax(1).values
     coming = torch.where(spoken > 0, t.float(), far).flip(1).cummin(1).values.flip(1)
-    del since
     opened = ((t - last) <= slack[:, 1:] * 100) | ((coming - t) <= slack[:, :1] * 100)
     return opened.float().repeat_interleave(160, 1)[:, :samples]
 

@@ -155,15 +155,3 @@ def latent_weights(mouth: Tensor, eyes: Tensor, grid: int) -> Tensor:
     mouth, eyes = mouth.unflatten(1, (-1, 4)).mean(2), eyes.unflatten(1, (-1, 4)).mean(2)
     box = torch.maximum(box_mask(eyes[..., 0, :], grid, 0.08, 0.07), box_mask(eyes[..., 1, :], grid, 0.08, 0.07))
     return (1 + 5 * box_mask(mouth, grid, 0.16, 0.12) + 2 * box).half()
-
-
-def silence_features(encoder: AudioEncoder, blocks: int) -> Tensor:
-    """Features of true silence, [1, layers, dim, 12 * blocks]."""
-    wave = torch.zeros(1, WINDOW.left_samples + blocks * WINDOW.block_samples + LOOKAHEAD_SAMPLES, device=DEVICE)
-    return block_features(encoder, wave, blocks)
-
-
-def pad_to_windows(wave: Tensor, blocks: int) -> Tensor:
-    """Lead a stream [B, samples] in with silence, as a session starts, and cut it to whole windows."""
-    total = WINDOW.left_samples + blocks * WINDOW.block_samples + WINDOW.lookahead_samples
-    return F.pad(wave, (WINDOW.left_samples, max(0, total - WINDOW.left_samples - wave.shape[1])))[:, :total]

@@ -1,7 +1,7 @@
 """One sitting at a training stage: time budget, learning rate, averaged weights, saved state, captured steps.
 
-A stage runs for a stated number of seconds and can be resumed: weights, optimiser moments, iteration and elapsed time
-go into one safetensors file. What travels between machines is the averaged weights in float16, in shards.
+A stage runs for a stated number of seconds and leaves its averaged weights in float16 shards. `--resume` goes on from
+those weights with fresh optimiser moments and a new schedule; it does not continue the earlier sitting exactly.
 """
 
 from __future__ import annotations
@@ -93,11 +93,6 @@ class Average:
         rate = max(self.rate, 1 / (self._count + 1))
         torch._foreach_lerp_([self.values[k] for k in keys], [live[k] for k in keys], rate)
 
-    def restart(self) -> None:
-        """Follow the module's present weights from here on."""
-        self.values = {k: v.detach().clone() for k, v in self._module.state_dict().items()}
-        self._count = 0
-
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     for group in optimiser.param_groups:
@@ -185,21 +180,3 @@ def load_shards(path: Path) -> tuple[dict[str, Tensor], dict]:
         with safe_open(file, "pt") as handle:
             note = note or json.loads((handle.metadata() or {}).get("note", "{}"))
     return tensors, note
-
-
-def save_state(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, average: Average, step: int) -> None:
-    """Everything a later sitting needs to go on from here."""
-    torch.save(
-        {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "average": average.values, "step": step},
-        path,
-    )
-
-
-def load_state(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, average: Average) -> int:
-    saved = torch.load(path, map_location=DEVICE, weights_only=True)
-    module.load_state_dict(saved["module"])
-    optimiser.load_state_dict(saved["optimiser"])
-    for key, value in saved["average"].items():
-        average.values[key].copy_(value)
-    average._count = 10**6
-    return saved["step"]
