@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.audio import AudioEncoder
@@ -16,7 +15,6 @@ from model.training import render
 from model.training.audio_stage import WINDOW
 from model.training.augment import damage
 from model.training.clips import (
-    LOOKAHEAD_SAMPLES,
     MOODS,
     ClipPlan,
     Renderer,
