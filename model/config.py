@@ -312,6 +312,8 @@ class ModelConfig:
     """Pictures a second."""
     in_domain_psnr_db: float = 26.0
     """A portrait that the VAE reproduces worse than this is outside the checkpoint's domain."""
+    portrait_fit: Literal["cover", "short_side"] = "cover"
+    """How a portrait of another shape is placed: cropped, or as published with black borders (for parity)."""
     dit: DiTConfig = field(default_factory=DiTConfig)
     """The transformer."""
     stream: StreamConfig = field(default_factory=StreamConfig)
@@ -328,6 +330,10 @@ class ModelConfig:
     """The motion controller."""
 
     def __post_init__(self) -> None:
+        _check(
+            self.portrait_fit in ("cover", "short_side"),
+            f"portrait_fit is {self.portrait_fit!r}; choose cover or short_side",
+        )
         agree = (
             ("vae.z_dim", self.vae.z_dim, "dit.in_dim", self.dit.in_dim),
             ("dit.out_dim", self.dit.out_dim, "dit.in_dim", self.dit.in_dim),

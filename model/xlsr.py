@@ -136,13 +136,13 @@ class XLSREncoder(nn.Module):
         origin = first_block * self.window.block_samples
         return Level(mean=0.0, power=self.cfg.prior_rms**2, heard=origin, origin=origin)
 
-    def window_features(self, window: Tensor, block: int, level: Level, known: int | None = None) -> Tensor:
+    def window_features(self, window: Tensor, block: int, heard: Level, known: int | None = None) -> Tensor:
         """The block's columns; the level is brought up to the block's end first and stays as it is for the window.
 
         Args:
             window: [1, window.samples] float32 in -1..1.
             block: index on the stream's clock; it decides which states the pictures fall on.
-            level: of the stream, as `listen` gives it; updated in place.
+            heard: level of the stream, as `listen` gives it; updated in place.
             known: samples of the window that have been heard already, where its end is still to come; that end is
                 left out, not taken for silence. At least up to 80 samples after the block.
 
@@ -152,11 +152,11 @@ class XLSREncoder(nn.Module):
         spec = self.window
         known = spec.samples if known is None else known
         start = block * spec.block_samples - spec.left_samples
-        level.hear(window[0, : spec.left_samples + spec.block_samples], start, self.cfg)
+        heard.hear(window[0, : spec.left_samples + spec.block_samples], start, self.cfg)
         # Windows start on the 50 Hz grid, at the stream's origin at the earliest; the rest of the shape is padding.
-        first = max(start, level.origin)
+        first = max(start, heard.origin)
         first += -first % HOP_SAMPLES
-        sound = level.apply(window[:, first - start : known], self.cfg.floor_rms)
+        sound = heard.apply(window[:, first - start : known], self.cfg.floor_rms)
         wave = torch.nn.functional.pad(sound, (0, spec.samples - sound.shape[1]))
         states = self.states(wave, sound.shape[1])
         positions = live_positions(block * self.frames_per_block, self.frames_per_block, self.fps)
