@@ -108,6 +108,8 @@ class XLSRAudioConfig:
     """Seconds of speech after which the running level has forgotten two thirds of what came before."""
     prior_rms: float = 0.08
     """Level of typical speech, assumed until the speaker has been heard (-22 dB of full scale)."""
+    prior_s: float = 1.0
+    """Seconds of speech that this assumption weighs as much as; what is really heard soon outweighs it."""
     floor_rms: float = 0.01
     """Smallest level that is divided by, so that room noise is not blown up to speech (-40 dB of full scale)."""
     gate_rms: float = 0.003
@@ -128,7 +130,7 @@ class XLSRAudioConfig:
             self.lookahead_samples >= 80,
             f"audio.lookahead_samples is {self.lookahead_samples}; the last picture of a block needs at least 80",
         )
-        for name in ("forget_s", "prior_rms", "floor_rms", "gate_rms"):
+        for name in ("forget_s", "prior_rms", "prior_s", "floor_rms", "gate_rms"):
             check(getattr(self, name) > 0, f"audio.{name} is {getattr(self, name)}; it must be positive")
 
     @classmethod

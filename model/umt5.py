@@ -28,9 +28,11 @@ log = logging.getLogger(__name__)
 
 def clean(prompt: str) -> str:
     """Repair wrongly decoded letters, undo HTML escapes (twice: feeds often escape twice), collapse white space."""
-    import ftfy
+    if not prompt.isascii() or "&" in prompt or not prompt.isprintable():  # the rest has nothing to repair
+        import ftfy
 
-    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
+        prompt = ftfy.fix_text(prompt)
+    return " ".join(html.unescape(html.unescape(prompt)).split())
 
 
 class Tokens(NamedTuple):

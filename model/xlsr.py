@@ -37,7 +37,8 @@ SAMPLES_PER_S = 16_000
 class Level:
     """Running mean and power of one speaker, over 20 ms pieces on the stream's own clock.
 
-    Pieces are counted once, however windows overlap. Silence leaves the level alone, so that a pause does not turn
+    At first all speech counts alike, with the assumed level as some of it; later old speech is forgotten. Pieces are
+    counted once, however windows overlap. Silence leaves the level alone, so that a pause does not turn
     room noise into speech.
     """
 
@@ -48,6 +49,8 @@ class Level:
     """Absolute sample up to which the stream has been counted; the sample at which it started, at first."""
     origin: int
     """Absolute sample at which the stream started; nothing before it is sound."""
+    num_pieces: int = 0
+    """Pieces of speech counted so far."""
 
     def hear(self, samples: Tensor, first: int, cfg: XLSRAudioConfig) -> None:
         """Count new pieces among `samples`, a float32 wave that starts at absolute sample `first`."""
@@ -58,11 +61,14 @@ class Level:
             return
         pieces = samples[start - first :][: count * HOP_SAMPLES].double().unflatten(0, (count, HOP_SAMPLES))
         means, squares = pieces.mean(1).tolist(), pieces.square().mean(1).tolist()
-        keep = math.exp(-HOP_SAMPLES / SAMPLES_PER_S / cfg.forget_s)
+        piece_s = HOP_SAMPLES / SAMPLES_PER_S
+        least, assumed = 1 - math.exp(-piece_s / cfg.forget_s), cfg.prior_s / piece_s
         for mean, square in zip(means, squares, strict=True):
             if square - mean * mean > cfg.gate_rms**2:
-                second = keep * (self.power + self.mean**2) + (1 - keep) * square
-                self.mean = keep * self.mean + (1 - keep) * mean
+                self.num_pieces += 1
+                share = max(least, 1 / (assumed + self.num_pieces))
+                second = (1 - share) * (self.power + self.mean**2) + share * square
+                self.mean += share * (mean - self.mean)
                 self.power = max(second - self.mean**2, 0.0)
         self.heard = start + count * HOP_SAMPLES
 

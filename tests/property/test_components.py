@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import html
 
+import ftfy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from torch import Tensor
 from model.component_config import WanVAEConfig, XLSRAudioConfig
 from model.interface import WindowSpec
 from model.speech_columns import live_positions
+from model.umt5 import clean
 from model.wan_vae import WanVAE
 from model.xlsr import Level, XLSREncoder
 
@@ -130,3 +133,10 @@ def test_what_is_not_known_yet_is_not_taken_for_silence() -> None:
     torch.testing.assert_close(masked, short.window_features(wave[:, :known], 9, short.listen()), atol=1e-4, rtol=0)
     silent = torch.cat([wave[:, :known], torch.zeros(1, 14_400)], 1)
     assert (masked - long.window_features(silent, 9, long.listen())).abs().max() > 1e-3
+
+
+@given(st.text() | st.text(st.characters(max_codepoint=127)))
+def test_prompts_are_cleaned_as_published(prompt: str) -> None:
+    """The repair that plain text is spared would not have changed it."""
+    published = html.unescape(html.unescape(ftfy.fix_text(prompt))).strip()
+    assert clean(prompt) == " ".join(published.split())
