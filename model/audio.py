@@ -100,8 +100,14 @@ class AudioEncoder(nn.Module):
         out = self.wav2vec2(wave, output_hidden_states=True)
         return torch.stack([*out.hidden_states[:-1], out.last_hidden_state], 1)
 
-    def window_features(self, window: Tensor) -> Tensor:
-        """The block's features: [B, window.samples] float32 in -1..1 to [B, layers + 1, dim, frames_per_block]."""
+    def listen(self, first_block: int = 0) -> None:
+        """What a stream carries: nothing, every window is levelled by itself."""
+
+    def window_features(self, window: Tensor, block: int = 0, heard: None = None) -> Tensor:
+        """The block's features: [B, window.samples] float32 in -1..1 to [B, layers + 1, dim, frames_per_block].
+
+        `block` and `heard` are for encoders whose columns depend on the stream's clock or past (`model.xlsr`).
+        """
         first = self.window.left_samples // HOP_SAMPLES
         states = self.states(level(window))[:, :, first : first + self.num_states]
         return states.unflatten(2, (self.frames_per_block, -1)).mean(3).transpose(2, 3)

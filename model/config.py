@@ -13,6 +13,7 @@ import typing
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
+from model.component_config import UMT5TextConfig, WanVAEConfig, XLSRAudioConfig
 from model.geometry import Geometry
 from model.interface import WindowSpec
 
@@ -311,22 +312,28 @@ class ModelConfig:
     """Pictures a second."""
     in_domain_psnr_db: float = 26.0
     """A portrait that the VAE reproduces worse than this is outside the checkpoint's domain."""
+    portrait_fit: Literal["cover", "short_side"] = "cover"
+    """How a portrait of another shape is placed: cropped, or as published with black borders (for parity)."""
     dit: DiTConfig = field(default_factory=DiTConfig)
     """The transformer."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     """Blocks and memory."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """Noise levels."""
-    vae: VAEConfig = field(default_factory=VAEConfig)
-    """The video VAE."""
-    audio: AudioConfig = field(default_factory=AudioConfig)
-    """The speech encoder."""
-    text: TextConfig = field(default_factory=TextConfig)
-    """The prompt encoder."""
+    vae: VAEConfig | WanVAEConfig = field(default_factory=VAEConfig)
+    """The video VAE, by `kind`."""
+    audio: AudioConfig | XLSRAudioConfig = field(default_factory=AudioConfig)
+    """The speech encoder, by `kind`."""
+    text: TextConfig | UMT5TextConfig = field(default_factory=TextConfig)
+    """The prompt encoder, by `kind`."""
     motion: MotionConfig = field(default_factory=MotionConfig)
     """The motion controller."""
 
     def __post_init__(self) -> None:
+        _check(
+            self.portrait_fit in ("cover", "short_side"),
+            f"portrait_fit is {self.portrait_fit!r}; choose cover or short_side",
+        )
         agree = (
             ("vae.z_dim", self.vae.z_dim, "dit.in_dim", self.dit.in_dim),
             ("dit.out_dim", self.dit.out_dim, "dit.in_dim", self.dit.in_dim),
@@ -340,6 +347,12 @@ class ModelConfig:
             self.text.max_len <= self.dit.text_len,
             f"text.max_len is {self.text.max_len}; it must not exceed dit.text_len ({self.dit.text_len})",
         )
+        if self.vae.kind == "wan" and self.dit.enable_framepack:
+            past = sum(MOTION_BUCKETS)
+            _check(
+                self.vae.motion_latents == past,
+                f"vae.motion_latents is {self.vae.motion_latents}; the frame packer takes {past}",
+            )
         _ = self.geometry  # checks sizes
 
     @property
@@ -470,6 +483,9 @@ def _read(kind: Any, value: Any, path: str) -> Any:
             raise ValueError(f"{name} is {value!r}; give a list" + (f" of {length}" if length else ""))
         return tuple(_read(inner[0], v, path) for v in value)
     if origin in (typing.Union, types.UnionType):
+        parts = [option for option in typing.get_args(kind) if is_dataclass(option)]
+        if parts:
+            return _read(_of_kind(parts, value, name), value, path)
         for option in typing.get_args(kind):
             try:
                 return _read(option, value, path)
@@ -485,3 +501,12 @@ def _read(kind: Any, value: Any, path: str) -> Any:
     if not isinstance(value, kind) or (kind in (int, float) and isinstance(value, bool)):
         raise ValueError(f"{name} is {value!r}; give a value of type {kind.__name__}")
     return value
+
+
+def _of_kind(parts: list[Any], value: Any, name: str) -> Any:
+    """The dataclass among `parts` whose `kind` is the one that `value` names; the first where it names none."""
+    kinds = {part.__dataclass_fields__["kind"].default: part for part in parts}
+    wanted = value.get("kind", next(iter(kinds))) if isinstance(value, dict) else next(iter(kinds))
+    if wanted not in kinds:
+        raise ValueError(f"{name}.kind is {wanted!r}; choose {' or '.join(kinds)}")
+    return kinds[wanted]

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig, RunConfig
@@ -25,14 +26,17 @@ from model.dit import TextKV
 from model.errors import CheckpointError, ModelError, UnknownSessionError, UnsupportedError
 from model.interface import POSTURES, BlockRequest, BlockResult, ModelInfo, SessionInfo, SessionSpec, SessionUpdate
 from model.motion import PARAMETERS, MotionController, MotionSizes
-from model.portrait import fit_portrait
+from model.portrait import fit_portrait, fit_short_side
 from model.profile import Profile, choose_profile
 from model.sampler import NoiseSource
 from model.seams import soften_seam
-from model.vae import REFERENCE_FRAMES, VAEState
+from model.vae import Still
 from model.weights import checkpoint_path, load_checkpoint
 
 log = logging.getLogger(__name__)
+
+SHORTEST_SOUND = 1_600
+"""Samples at 16 kHz that a whole file must have at least."""
 
 
 @dataclass(slots=True)
@@ -41,10 +45,8 @@ class Portrait:
 
     picture: np.ndarray
     """[height, width, 3] uint8 RGB."""
-    latent: Tensor
-    """[1, z, 1, h, w] float32."""
-    vae: VAEState
-    """Decoder memory after a still stream of this picture."""
+    still: Still
+    """Reference, past and decoder memory."""
     psnr_db: float
     """How well the VAE reproduces it."""
 
@@ -54,7 +56,12 @@ class Session:
     """Everything one stream carries."""
 
     stream: StreamState
-    vae: VAEState
+    vae: Any
+    """The decoder's memory, of the VAE's own kind."""
+    level: Any
+    """What the speech encoder carries, of its own kind."""
+    columns: Tensor | None
+    """[1, states, D, pictures] of a whole file, where the session was opened with one."""
     noise: NoiseSource
     motion: MotionController | None
     last_block: int
@@ -109,7 +116,12 @@ class Generator:
 
     @torch.inference_mode()
     def open(self, spec: SessionSpec) -> SessionInfo:
-        """Fit the portrait, encode the prompt, fill the condition cache; a session of that name is replaced."""
+        """Fit the portrait, encode the prompt, fill the condition cache; a session of that name is replaced.
+
+        Raises:
+            PortraitError, ModelError: the picture, or the whole file where one is given, cannot serve.
+            UnsupportedError: a whole file is given, but the checkpoint's speech encoder hears windows only.
+        """
         portrait = self._portrait(spec.image)
         text = self._prompt(spec.prompt)
         shape = (self.config.dit.in_dim, self._frames, *self._size)
@@ -120,7 +132,9 @@ class Generator:
             motion = MotionController(sizes, spec.seed, samples, frames)
         self._sessions[spec.session] = Session(
             stream=self._start(text, portrait),
-            vae=portrait.vae,
+            vae=portrait.still.state,
+            level=self.audio.listen(spec.first_block),
+            columns=None if spec.sound is None else self._file_columns(spec.sound),
             noise=NoiseSource(spec.seed, shape, self._noise, self.geometry.blocks_per_clip),
             motion=motion,
             last_block=spec.first_block - 1,
@@ -163,8 +177,7 @@ class Generator:
         self._check(request, session)
         applied = self._apply(session, request.block)
         start = time.perf_counter()
-        window = torch.from_numpy(np.ascontiguousarray(request.window))[None].to(self._device)
-        audio = self.dit.audio_condition(self.audio.window_features(window)[:, None])
+        audio = self.dit.audio_condition(self._columns(session, request)[:, None])
         heard = time.perf_counter()
         distance = self.config.stream.sink_distance
         if distance == "random":
@@ -219,10 +232,32 @@ class Generator:
         portrait = next((p for _, _, p in reversed(due) if p is not None), None)
         if portrait is not None:
             session.stream = self._start(session.stream.text if text is None else text, portrait)
-            session.vae, session.last_picture = portrait.vae, None
+            session.vae, session.last_picture = portrait.still.state, None
         elif text is not None:
             self.denoiser.recondition(session.stream, text=text)
         return tuple(name for name, change in (("prompt", text), ("image", portrait)) if change is not None)
+
+    def _columns(self, session: Session, request: BlockRequest) -> Tensor:
+        """What the block's pictures hear: [1, states, D, frames_per_block]."""
+        if session.columns is None:
+            window = torch.from_numpy(np.ascontiguousarray(request.window))[None].to(self._device)
+            return self.audio.window_features(window, request.block, session.level)
+        count = self.geometry.frames_per_block
+        columns = session.columns[..., request.block * count :][..., :count]
+        return F.pad(columns, (0, count - columns.shape[3]))
+
+    def _file_columns(self, sound: np.ndarray) -> Tensor:
+        if not hasattr(self.audio, "file_features"):
+            raise UnsupportedError(
+                f"checkpoint {self.config.name} hears windows only; whole files (parity) need the published one"
+            )
+        good = sound.ndim == 1 and sound.dtype == np.float32 and bool(np.isfinite(sound).all())
+        if not good or len(sound) < SHORTEST_SOUND:
+            raise ModelError(
+                f"the sound is {sound.dtype} {list(sound.shape)}; send at least {SHORTEST_SOUND} finite float32 samples"
+            )
+        wave = torch.from_numpy(np.ascontiguousarray(sound)).to(self._device)
+        return self.audio.file_features(wave, self.geometry.frames_per_block * self.geometry.blocks_per_clip)
 
     def _pose(self, session: Session, request: BlockRequest) -> Tensor:
         if session.motion is None:
@@ -245,18 +280,16 @@ class Generator:
         return self.dit.text_kv(self.text.encode(prompt))
 
     def _portrait(self, image: np.ndarray) -> Portrait:
-        picture = fit_portrait(image, self.geometry.width, self.geometry.height)
+        fit = fit_portrait if self.config.portrait_fit == "cover" else fit_short_side
+        picture = fit(image, self.geometry.width, self.geometry.height)
         wanted = torch.from_numpy(picture).to(self._device).permute(2, 0, 1)[None].float() / 127.5 - 1
-        latent = self.vae.reference_latent(wanted)
-        still = latent.expand(-1, -1, REFERENCE_FRAMES // self.geometry.vae_stride_t, -1, -1).to(self._vae_dtype)
-        video, state = self.vae.decode(still)
-        error = (video[:, :, -1].float().clamp(-1, 1) - wanted).square().mean().item() / 4
-        return Portrait(picture=picture, latent=latent, vae=state, psnr_db=-10 * math.log10(max(error, 1e-10)))
+        still = self.vae.still(wanted)
+        error = (still.shown.float().clamp(-1, 1) - wanted).square().mean().item() / 4
+        return Portrait(picture=picture, still=still, psnr_db=-10 * math.log10(max(error, 1e-10)))
 
     def _start(self, text: TextKV, portrait: Portrait) -> StreamState:
-        # A still picture is its own past: the frame packer, where there is one, sees it 19 times.
-        past = portrait.latent.expand(-1, -1, 19, -1, -1) if self.config.dit.enable_framepack else None
-        return self.denoiser.start(text, portrait.latent, past)
+        past = portrait.still.past if self.config.dit.enable_framepack else None
+        return self.denoiser.start(text, portrait.still.reference, past)
 
 
 def to_pictures(video: Tensor) -> np.ndarray:

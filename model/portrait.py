@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from model.errors import PortraitError
+from model.picture_size import short_side_fit
 
 MAX_BYTES = 10 * 1024 * 1024
 MAX_SIDE_PX = 4096
@@ -97,9 +98,7 @@ def fit_portrait(image: np.ndarray, width: int, height: int) -> np.ndarray:
     Raises:
         PortraitError: if the array is no such picture.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or min(image.shape[:2]) < 1:
-        form = f"{image.dtype} {'x'.join(map(str, image.shape))}"
-        raise PortraitError(f"the portrait is {form}; it must be uint8, height x width x 3 (RGB)")
+    _check_array(image)
     rows, columns = image.shape[:2]
     if (rows, columns) == (height, width):
         return image.copy()
@@ -109,3 +108,32 @@ def fit_portrait(image: np.ndarray, width: int, height: int) -> np.ndarray:
     picture = Image.fromarray(np.ascontiguousarray(image))
     box = (left, top, left + crop_w, top + crop_h)
     return np.array(picture.resize((width, height), Image.Resampling.LANCZOS, box=box))
+
+
+def fit_short_side(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Match the short sides, crop the centre, and leave black what is missing: as the published pipelines do.
+
+    For parity only; `fit_portrait` never leaves a border.
+
+    Args:
+        image: [h, w, 3] uint8 RGB.
+
+    Returns:
+        [height, width, 3] uint8 RGB, a new array.
+
+    Raises:
+        PortraitError: if the array is no such picture.
+    """
+    _check_array(image)
+    fit = short_side_fit(*image.shape[:2], height, width)
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    resized = np.asarray(picture.resize((fit.width, fit.height), Image.Resampling.BILINEAR))
+    left, top, right, bottom = fit.pad
+    padded = np.pad(resized, ((top, bottom), (left, right), (0, 0)))
+    return padded[fit.top : fit.top + height, fit.left : fit.left + width].copy()
+
+
+def _check_array(image: np.ndarray) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or min(image.shape[:2]) < 1:
+        form = f"{image.dtype} {'x'.join(map(str, image.shape))}"
+        raise PortraitError(f"the portrait is {form}; it must be uint8, height x width x 3 (RGB)")

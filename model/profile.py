@@ -123,7 +123,8 @@ def choose_profile(config: ModelConfig, modules: dict[str, nn.Module], run: RunC
         if run.threads
         else f"{threads} of {usable_cores()} usable cores: one is left to the server, at most {MAX_AUTO_THREADS} help"
     }
-    modules["vae"].to(memory_format=torch.channels_last)
+    if config.vae.kind == "light":  # two-dimensional convolutions only
+        modules["vae"].to(memory_format=torch.channels_last)
     modules["dit"], dit_dtype, pass_s, reasons["dit_dtype"] = _faster(
         modules["dit"], run.dtype, lambda module: _time_pass(config, module), "a pass"
     )
@@ -136,9 +137,9 @@ def choose_profile(config: ModelConfig, modules: dict[str, nn.Module], run: RunC
         return lambda: vae.decode(latents, state)
 
     vae.decoder, vae_dtype, latent_s, reasons["vae_dtype"] = _faster(vae.decoder, run.dtype, time_decoder, "a latent")
-    window = torch.zeros(1, config.window.samples)
+    window, audio = torch.zeros(1, config.window.samples), modules["audio"]
     stage_s = {
-        "audio": time_of(lambda: modules["audio"].window_features(window)).typical,
+        "audio": time_of(lambda: audio.window_features(window, 0, audio.listen())).typical,
         "pass": pass_s,
         "vae": latent_s * config.stream.frames_per_block,
     }

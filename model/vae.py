@@ -10,6 +10,9 @@ channels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +20,23 @@ from torch import Tensor, nn
 VAEState = tuple[Tensor, ...]
 REFERENCE_FRAMES = 12
 """How often a still picture is repeated before its latent is taken: longer than the encoder's temporal field."""
+
+PAST_LATENTS = 19
+"""Latent frames of the past that the frame packer sees."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Still:
+    """What a VAE makes of a still portrait before a stream starts."""
+
+    reference: Tensor
+    """[B, z, 1, h, w] what the transformer is conditioned on."""
+    past: Tensor
+    """[B, z, F, h, w] the latents of a still video, for the frame packer."""
+    state: Any
+    """The decoder's memory after a still video: the first block follows it smoothly."""
+    shown: Tensor
+    """[B, 3, H, W] the last picture of that video as decoded."""
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -209,6 +229,14 @@ class LightVAE(nn.Module):
     def primed_state(self, reference: Tensor) -> VAEState:
         """Decoder state after a still stream of `reference` [B, z, 1, h, w]: the first block follows it smoothly."""
         return self.decode(reference.expand(-1, -1, REFERENCE_FRAMES // 4, -1, -1))[1]
+
+    def still(self, image: Tensor) -> Still:
+        """What a stream starts from: [B, 3, H, W] in -1..1. A still picture is its own past."""
+        reference = self.reference_latent(image)
+        dtype = next(self.decoder.parameters()).dtype
+        video, state = self.decode(reference.expand(-1, -1, REFERENCE_FRAMES // 4, -1, -1).to(dtype))
+        past = reference.expand(-1, -1, PAST_LATENTS, -1, -1)
+        return Still(reference=reference, past=past, state=state, shown=video[:, :, -1])
 
     def _affine(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return self.std[:, None, None].to(dtype), self.mean[:, None, None].to(dtype)

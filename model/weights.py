@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from model.component_config import UMT5TextConfig, WanVAEConfig, XLSRAudioConfig
 from model.config import ModelConfig
 from model.errors import CheckpointError
 
@@ -27,13 +28,46 @@ _SCALE = ".scale"
 
 
 def build_modules(config: ModelConfig) -> dict[str, nn.Module]:
-    """Untrained modules of a configuration, one per part."""
-    from model.audio import AudioEncoder, AudioSizes
+    """Untrained modules of a configuration, one per part, by the `kind` of each.
+
+    Works under `torch.device("meta")` for the published kinds: they hold no buffers but what the files carry.
+    """
     from model.dit import DiT
-    from model.text import HashTextEncoder
+
+    modules = {
+        "dit": DiT(config.dit),
+        "vae": _vae(config),
+        "audio": _audio(config),
+        "text": _text(config),
+    }
+    return {part: modules[part].eval().requires_grad_(False) for part in PARTS}
+
+
+def _vae(config: ModelConfig) -> nn.Module:
+    v = config.vae
+    if isinstance(v, WanVAEConfig):
+        from model.wan_vae import WanVAE
+
+        return WanVAE(v)
     from model.vae import LightVAE
 
-    a, v = config.audio, config.vae
+    return LightVAE(
+        z_dim=v.z_dim,
+        stride=v.stride[1],
+        encoder_widths=v.encoder_widths,
+        decoder_widths=v.decoder_widths,
+        decoder_blocks=v.decoder_blocks,
+    )
+
+
+def _audio(config: ModelConfig) -> nn.Module:
+    a = config.audio
+    if isinstance(a, XLSRAudioConfig):
+        from model.xlsr import XLSREncoder
+
+        return XLSREncoder(a, config.window, config.geometry.frames_per_block, config.fps)
+    from model.audio import AudioEncoder, AudioSizes
+
     sizes = AudioSizes(
         conv_width=a.conv_width,
         dim=a.dim,
@@ -42,19 +76,17 @@ def build_modules(config: ModelConfig) -> dict[str, nn.Module]:
         position_kernel=a.position_kernel,
         position_groups=a.position_groups,
     )
-    modules = {
-        "dit": DiT(config.dit),
-        "vae": LightVAE(
-            z_dim=v.z_dim,
-            stride=v.stride[1],
-            encoder_widths=v.encoder_widths,
-            decoder_widths=v.decoder_widths,
-            decoder_blocks=v.decoder_blocks,
-        ),
-        "audio": AudioEncoder(sizes, config.window, config.geometry.frames_per_block),
-        "text": HashTextEncoder(config.text),
-    }
-    return {part: modules[part].eval().requires_grad_(False) for part in PARTS}
+    return AudioEncoder(sizes, config.window, config.geometry.frames_per_block)
+
+
+def _text(config: ModelConfig) -> nn.Module:
+    if isinstance(config.text, UMT5TextConfig):
+        from model.umt5 import UMT5Text
+
+        return UMT5Text(config.text)
+    from model.text import HashTextEncoder
+
+    return HashTextEncoder(config.text)
 
 
 def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,12 @@ ROOT = Path(__file__).parents[2]
 OWN = ("server", "streaming", "model", "client_demo", "configs", "tests")
 NETWORK = ("fastapi", "starlette", "uvicorn", "aiortc", "aioice", "websockets", "aiohttp", "httpx", "requests")
 MODEL_DOORS = {"model.interface", "model.geometry", "model.errors", "model.launch"}
-WITHOUT_TORCH = {"interface", "geometry", "config", "errors", "fake", "launch", "portrait", "__init__"}
+WITHOUT_TORCH = {"interface", "geometry", "config", "errors", "fake", "launch", "portrait", "__init__"} | {
+    "component_config",
+    "picture_size",
+    "published",
+    "published_keys",
+}
 
 
 def modules(package: str) -> list[Path]:

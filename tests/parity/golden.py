@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ READERS = {
     "k_lora": "test_lora",
 }
 """Which test module reads which fixture of the `dit` folder; one that is not listed fails `test_registry`."""
+
+COMPONENT_READERS = {
+    "vae": "test_components_vae",
+    "t5": "test_components_text",
+    "wav2vec2": "test_components_audio",
+    "image": "test_components_image",
+}
+"""The same for the `components` folder, where a fixture is NAME.json, NAME_io.safetensors and NAME's weights."""
 
 ATOL, RTOL = 2e-5, 1e-5
 
@@ -63,6 +72,25 @@ class Fixture:
         """Tensors whose name starts with `prefix`, without it."""
         names = [k for k in self.tensors if k.startswith(prefix)]
         return {k[len(prefix) :]: self[k] for k in names}
+
+
+class Component(Fixture):
+    """One part of the `components` folder; its weights carry the names of the released files."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        assert name in COMPONENT_READERS, f"add {name} to COMPONENT_READERS"
+        self.name = name
+        self.info = json.loads((folder / f"{name}.json").read_text())
+        self.tensors = load_file(folder / f"{name}_io.safetensors")
+        self.unread = set(self.tensors)
+        self.released = folder / name
+        files = [f for f in (folder / f"{name}_weights.safetensors", self.released / "model.safetensors") if f.exists()]
+        self.weights = load_file(files[0]) if files else {}
+
+    def numbered(self, pattern: str) -> dict[str, re.Match[str]]:
+        """Names of the tensors that a pattern matches in full."""
+        found = {name: re.fullmatch(pattern, name) for name in self.tensors}
+        return {name: match for name, match in found.items() if match}
 
 
 def config_of(info: dict[str, Any], weights: Fixture, **changes: Any) -> DiTConfig:
