@@ -10,7 +10,8 @@ import logging
 from collections.abc import Callable
 
 import aioice.ice
-from aiortc import RTCPeerConnection, RTCRtpSender
+from aiortc import RTCPeerConnection, RTCRtpReceiver, RTCRtpSender
+from aiortc.rtp import RtpPacket
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,18 @@ def on_keyframe_request(sender: RTCRtpSender, callback: Callable[[], None]) -> N
     A track that returns encoded packets bypasses the sender's own encoder, and the request with it.
     """
     sender._send_keyframe = callback  # type: ignore[method-assign]
+
+
+def discard_media(receiver: RTCRtpReceiver, noticed: Callable[[], None]) -> None:
+    """Drop what this receiver is sent before it is queued or decoded; `noticed` is called for every packet.
+
+    A receiver whose track nobody reads decodes all the same and keeps every frame.
+    """
+
+    async def drop(packet: RtpPacket, arrival_time_ms: int) -> None:
+        noticed()
+
+    receiver._handle_rtp_packet = drop  # type: ignore[method-assign]
 
 
 def use_loopback_when_alone() -> None:

@@ -26,6 +26,7 @@ from server.live import LiveSession
 from server.mailbox import Mailbox
 from server.pages import Pages
 from server.signaling import read_candidates, read_offer
+from server.whip import install_whip_and_whep
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def create_app(hub: Hub) -> FastAPI:
     _operations(app, hub)
     _sessions(app, hub)
     _webrtc(app, hub)
+    install_whip_and_whep(app, hub)
     _events(app, hub)
     _pages(app, hub)
     origins = hub.config.server.cors_origins
@@ -55,7 +57,7 @@ def create_app(hub: Hub) -> FastAPI:
             allow_origins=list(origins),
             allow_methods=["GET", "POST", "PATCH", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "If-Match"],
-            expose_headers=["ETag", "Location", "Link", "Retry-After"],
+            expose_headers=["Accept-Patch", "ETag", "Location", "Link", "Retry-After"],
         )
     app.add_middleware(BodyLimit)
     app.add_middleware(OriginGuard, open_server=not hub.authority.required, origins=origins)
@@ -63,12 +65,8 @@ def create_app(hub: Hub) -> FastAPI:
 
 
 def _session_for(hub: Hub, connection: HTTPConnection, id: str, least: Role) -> tuple[LiveSession, Role]:
-    """The session and what this client may do to it; strangers do not learn which sessions exist."""
-    session = hub.find(id)
-    role = hub.authority.demand(connection, least, session.tokens if session else None)
-    if session is None:
-        raise ApiError("not_found", f"There is no session {id[:40]!r}; it may have ended.")
-    return session, role
+    """See `Hub.session_for`."""
+    return hub.session_for(connection, id, least)
 
 
 def _client_of(request: Request) -> str:

@@ -25,11 +25,12 @@ log = logging.getLogger(__name__)
 
 JSON_LIMIT = 64 * 1024
 IMAGE_JSON_LIMIT = 14 * 1024 * 1024
-OFFER_LIMIT = 2 * 128 * 1024 + 1024
+SDP_LIMIT = 128 * 1024
+OFFER_LIMIT = 2 * SDP_LIMIT + 1024
 """An SDP of 128 KiB, every line end escaped, and the braces around it."""
 
-LATER_DOORS = ("/whip", "/whep", "/kiosk", "/obs", "/dashboard", "/v1/realtime")
-LATER_SESSION_DOORS = ("audio", "say", "outputs", "whip", "whep")
+LATER_DOORS = ("/kiosk", "/obs", "/dashboard", "/v1/realtime")
+LATER_SESSION_DOORS = ("audio", "say", "outputs")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -137,6 +138,8 @@ def limit_of(method: str, path: str) -> int:
             return OFFER_LIMIT
         if (len(parts) == 2 and method == "POST") or (len(parts) == 3 and method == "PATCH"):
             return IMAGE_JSON_LIMIT
+    if parts[0] in ("whip", "whep") and method == "POST":
+        return SDP_LIMIT
     return JSON_LIMIT
 
 

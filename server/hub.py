@@ -324,6 +324,18 @@ class Hub:
         if all(self.authority.role(connection, tokens) == Role.NOBODY for tokens in known or [None]):
             self.authority.demand(connection, Role.VIEW)
 
+    def session_for(self, connection: HTTPConnection, id: str, least: Role) -> tuple[LiveSession, Role]:
+        """The session and what this client may do to it; strangers do not learn which sessions exist.
+
+        Raises:
+            ApiError: `unauthorized`, `forbidden`, `not_found`.
+        """
+        session = self.find(id)
+        role = self.authority.demand(connection, least, session.tokens if session else None)
+        if session is None:
+            raise ApiError("not_found", f"There is no session {id[:40]!r}; it may have ended.")
+        return session, role
+
     def ice_servers_for_clients(self) -> list[dict[str, object]]:
         """What a browser passes to RTCPeerConnection."""
         found: list[dict[str, object]] = []

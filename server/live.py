@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from aiortc import RTCIceCandidate, RTCIceServer
@@ -41,6 +41,8 @@ from streaming.session import Session
 
 log = logging.getLogger(__name__)
 
+Part = Literal["speaker", "publisher", "viewer"]
+"""A page that speaks and watches; a WHIP client that only speaks; a page or WHEP client that only watches."""
 RATES_HZ = (16_000, 24_000, 48_000)
 FAREWELL_S = 0.05
 """Time for the last message to leave before a connection is closed."""
@@ -123,6 +125,7 @@ class LiveSession:
             on_picture=self.figures.picture_left,
         )
         self._speaker: Peer | None = None
+        self._publisher: Peer | None = None
         self._viewers: list[Peer] = []
         self._channels: dict[Peer, Inbox] = {}
         self._mailboxes: set[Mailbox] = set()
@@ -137,6 +140,11 @@ class LiveSession:
         await self.session.start()
 
     # What it is
+
+    @property
+    def live(self) -> bool:
+        """Whether the model has taken the session, so that what is said will be seen."""
+        return self.session.info is not None and self._closing is None
 
     @property
     def idle_s(self) -> float:
@@ -209,7 +217,7 @@ class LiveSession:
             "avatar": self.avatar,
             "prompt": self.prompt,
             "since": self._opened.isoformat(timespec="milliseconds"),
-            "viewers": sum(peer.state == "connected" for peer in self._peers()),
+            "viewers": sum(peer.state == "connected" for peer in self._peers() if peer is not self._publisher),
             "stats": self._corrected(self.session.stats().as_json()),
         }
 
@@ -220,49 +228,68 @@ class LiveSession:
     # Peers
 
     def _peers(self) -> list[Peer]:
-        return ([self._speaker] if self._speaker is not None else []) + self._viewers
+        return [peer for peer in (self._speaker, self._publisher) if peer is not None] + self._viewers
 
     async def answer(self, offer: Offer, role: Role) -> str:
-        """Answer an offer: the speaker's replaces the speaker before it, a viewer's adds a viewer.
+        """Answer a page's offer: with control the speaker's, otherwise a viewer's. See `connect`."""
+        return (await self.connect(offer, "speaker" if role >= Role.CONTROL else "viewer")).answered
+
+    async def connect(self, offer: Offer, part: Part) -> Peer:
+        """Answer an offer: a speaker or publisher replaces the one before it, a viewer is one more.
 
         Raises:
             ApiError: `bad_sdp`, and then the old connection goes on; `capacity` for one viewer too many; `not_found`
                 when the session has ended meanwhile.
         """
         asked_s = time.monotonic()
-        speaks = role >= Role.CONTROL
-        if not speaks and len(self._viewers) >= self._around.config.limits.max_viewers:
-            raise ApiError("capacity", "This session has as many viewers as it may; try again later.", retry_after_s=10)
         async with self._answering:
-            peer = self._new_peer(speaks, asked_s)
-            sdp = await peer.answer(offer, self._around.config.ice.answer_timeout_s)
+            if part == "viewer" and len(self._viewers) >= self._around.config.limits.max_viewers:
+                raise ApiError(
+                    "capacity", "This session has as many viewers as it may; try again later.", retry_after_s=10
+                )
+            peer = self._new_peer(part, asked_s)
+            await peer.answer(offer, self._around.config.ice.answer_timeout_s)
             if self._closing is not None:
                 await peer.close()
                 raise ApiError("not_found", "The session has ended.")
-            old = self._speaker if speaks else None
-            if speaks:
-                self._speaker = peer
-            else:
-                self._viewers.append(peer)
+            old = self._admit(peer, part)
         if old is not None:
             await old.close()
-        return sdp
+        return peer
 
-    def _new_peer(self, speaks: bool, asked_s: float) -> Peer:
+    def _admit(self, peer: Peer, part: Part) -> Peer | None:
+        """Give the peer its place; returns the one it takes that from."""
+        old = None
+        match part:
+            case "speaker":
+                old, self._speaker = self._speaker, peer
+            case "publisher":
+                old, self._publisher = self._publisher, peer
+            case "viewer":
+                self._viewers.append(peer)
+        return old
+
+    def _new_peer(self, part: Part, asked_s: float) -> Peer:
+        watches = part != "publisher"
         return Peer(
-            name=f"{self.id} {'speaker' if speaks else 'viewer'}",
+            name=f"{self.id} {part}",
             ice_servers=self._around.ice_servers,
-            video=VideoTrack(self.broadcast, on_first=lambda: self.figures.first_picture(asked_s)),
-            audio=AudioTrack(self.broadcast),
-            listens=speaks,
+            video=VideoTrack(self.broadcast, on_first=lambda: self.figures.first_picture(asked_s)) if watches else None,
+            audio=AudioTrack(self.broadcast) if watches else None,
+            listens=part != "viewer",
             handlers=PeerHandlers(
-                on_audio=self._hear,
+                on_audio=lambda frame: self._hear(frame, part),
                 on_message=self._channel_message,
-                on_open=lambda peer: self._channel_open(peer, may_control=speaks),
+                on_open=lambda peer: self._channel_open(peer, may_control=part != "viewer"),
                 on_keyframe_request=self._encoder.request_keyframe,
                 on_closed=self._peer_closed,
             ),
         )
+
+    def peer_named(self, id: str, part: Part) -> Peer | None:
+        """The publisher or viewer of this `Peer.id`, while it lives."""
+        among = self._viewers if part == "viewer" else [self._publisher]
+        return next((peer for peer in among if peer is not None and peer.id == id and not peer.closed), None)
 
     async def add_candidates(self, candidates: list[RTCIceCandidate | None], role: Role) -> None:
         """Candidates found after the offer, for the newest connection of that role.
@@ -279,12 +306,19 @@ class LiveSession:
         self._channels.pop(peer, None)
         if peer is self._speaker:
             self._speaker = None
+        if peer is self._publisher:
+            self._publisher = None
         if peer in self._viewers:
             self._viewers.remove(peer)
         self._idle_since_s = time.monotonic()
 
-    def _hear(self, frame: AudioFrame) -> None:
-        """One frame of the microphone; what cannot be taken is told once, not fifty times a second."""
+    def _hear(self, frame: AudioFrame, part: Part) -> None:
+        """One frame of a microphone; what cannot be taken is told once, not fifty times a second.
+
+        There is one microphone: while a publisher is connected, the page's is not heard.
+        """
+        if part == "speaker" and self._publisher is not None and self._publisher.state == "connected":
+            return
         try:
             self.session.push_audio(frame)
             self._bad_audio = None

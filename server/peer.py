@@ -2,7 +2,8 @@
 
 A peer is made for one offer and never renegotiated; a browser that reconnects sends a new offer and gets a new peer.
 Calls to aiortc come in the one order that works: tracks and codec preferences before `setRemoteDescription`.
-Inbound video, and anything else nobody reads, is refused in the answer: an unread track grows without bound.
+Media that nobody reads is refused in the answer, because an unread track grows without bound; a publisher (WHIP), whose
+offer is taken whole or not at all, may send its video, and it is dropped as it arrives.
 
 A peer that vanishes without a word is noticed by its silence (no message, no receiver report, no sound) within
 `SILENCE_S`, long before ICE gives up.
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -30,7 +33,7 @@ from aiortc import (
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from av import AudioFrame
 
-from server.aiortc_adapters import close_quietly, on_keyframe_request
+from server.aiortc_adapters import close_quietly, discard_media, on_keyframe_request
 from server.errors import ApiError
 from server.signaling import MAX_CANDIDATES, Offer
 
@@ -42,6 +45,7 @@ SILENCE_S = 8.0
 """A connected peer that was not heard for this time is dead."""
 CHECK_S = 1.0
 CHANNEL = "events"
+_ICE_USER = re.compile(r"^a=ice-ufrag:(\S+)", re.MULTILINE)
 MAX_BUFFERED_BYTES = 256 * 1024
 """Messages to a client whose data channel holds more than this are dropped: it does not read."""
 
@@ -68,8 +72,8 @@ class Peer:
     Args:
         name: for logs: the session and the role.
         ice_servers: STUN and TURN; empty on one machine or network.
-        video: track of encoded H264 packets.
-        audio: track of 48 kHz sound.
+        video: track of encoded H264 packets; None for a publisher, which is sent nothing.
+        audio: track of Opus packets; None for a publisher.
         listens: whether the microphone is wanted; a viewer's is not.
         handlers: who is told what.
     """
@@ -79,8 +83,8 @@ class Peer:
         *,
         name: str,
         ice_servers: list[RTCIceServer],
-        video: MediaStreamTrack,
-        audio: MediaStreamTrack,
+        video: MediaStreamTrack | None,
+        audio: MediaStreamTrack | None,
         listens: bool,
         handlers: PeerHandlers,
     ) -> None:
@@ -92,9 +96,16 @@ class Peer:
             RTCConfiguration(iceServers=ice_servers, bundlePolicy=RTCBundlePolicy.MAX_BUNDLE)
         )
         self._channel: RTCDataChannel | None = None
+        self._microphone: MediaStreamTrack | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._created_s = self._heard_s = time.monotonic()
+        self.id = secrets.token_urlsafe(24)
+        """Unguessable name, for doors that give every connection an address."""
+        self.ice_users: frozenset[str] = frozenset()
+        """ICE user fragments of the offer."""
         self._candidates = 0
+        self.answered = ""
+        """The answer's SDP, with every candidate of this machine."""
         self._closing: asyncio.Task[None] | None = None
         self._connection.on("track", self._on_track)
         self._connection.on("datachannel", self._on_channel)
@@ -110,18 +121,15 @@ class Peer:
         """Whether the peer is gone or going."""
         return self._closing is not None
 
-    async def answer(self, offer: Offer, timeout_s: float) -> str:
-        """Answer the offer and begin to connect.
-
-        Returns:
-            The answer's SDP, with every candidate of this machine.
+    async def answer(self, offer: Offer, timeout_s: float) -> None:
+        """Answer the offer (`answered`) and begin to connect.
 
         Raises:
             ApiError: `bad_sdp`; the peer is closed then.
         """
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._negotiate(offer)
+                await self._negotiate(offer)
         except TimeoutError as error:
             await self.close()
             raise ApiError(
@@ -135,19 +143,39 @@ class Peer:
             await self.close()
             raise ApiError("bad_sdp", "The offer cannot be answered; send the text that createOffer gave.") from error
 
-    async def _negotiate(self, offer: Offer) -> str:
+    async def _negotiate(self, offer: Offer) -> None:
         connection = self._connection
-        audio = connection.addTransceiver(self._audio, direction="sendrecv" if self._listens else "sendonly")
-        video = connection.addTransceiver(self._video, direction="sendonly")
-        video.setCodecPreferences(_h264())
-        on_keyframe_request(video.sender, self._handlers.on_keyframe_request)
+        self.ice_users = frozenset(_ICE_USER.findall(offer.sdp))
+        sender = self._add_tracks(offer)
+        ours = connection.getTransceivers()
         await connection.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
         for extra in connection.getTransceivers():
-            if extra not in (audio, video):
+            if sender is None and extra.receiver.track is not self._microphone:
+                discard_media(extra.receiver, self._noticed)
+            elif sender is not None and extra not in ours:
                 extra.direction = "inactive"
         await connection.setLocalDescription(await connection.createAnswer())
-        self._spawn(self._watch(video.sender), "watch")
-        return connection.localDescription.sdp
+        self._spawn(self._watch(sender), "watch")
+        self.answered = connection.localDescription.sdp
+
+    def _add_tracks(self, offer: Offer) -> RTCRtpSender | None:
+        """Add what is sent, in the order of the offer's sections: aiortc would otherwise take the transport of the
+        bundle for a left-over and stop it. Returns the pictures' sender; None for a publisher."""
+        connection, sender = self._connection, None
+        for kind in offer.kinds:
+            if kind == "audio" and self._audio is not None:
+                audio = connection.addTransceiver(self._audio, direction="sendrecv" if self._listens else "sendonly")
+                audio.setCodecPreferences(_opus())
+            elif kind == "video" and self._video is not None:
+                video = connection.addTransceiver(self._video, direction="sendonly")
+                video.setCodecPreferences(_h264())
+                on_keyframe_request(video.sender, self._handlers.on_keyframe_request)
+                sender = video.sender
+        return sender
+
+    def _noticed(self) -> None:
+        """The client sent something."""
+        self._heard_s = time.monotonic()
 
     async def add_candidates(self, candidates: list[RTCIceCandidate | None]) -> None:
         """Take candidates that the browser found after its offer.
@@ -189,8 +217,9 @@ class Peer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await close_quietly(self._connection)
-        self._video.stop()
-        self._audio.stop()
+        for track in (self._video, self._audio):
+            if track is not None:
+                track.stop()
         self._handlers.on_closed(self)
 
     def _spawn(self, work: Awaitable[None], what: str) -> None:
@@ -210,7 +239,8 @@ class Peer:
             self._start_closing()
 
     def _on_track(self, track: MediaStreamTrack) -> None:
-        if self._listens and track.kind == "audio":
+        if self._listens and track.kind == "audio" and self._microphone is None:
+            self._microphone = track
             self._spawn(self._listen(track), "listen")
 
     async def _listen(self, track: MediaStreamTrack) -> None:
@@ -244,7 +274,7 @@ class Peer:
         while True:
             await self._handlers.on_message(self, await waiting.get())
 
-    async def _watch(self, sender: RTCRtpSender) -> None:
+    async def _watch(self, sender: RTCRtpSender | None) -> None:
         """Give up on a peer that never connects or fell silent."""
         while True:
             await asyncio.sleep(CHECK_S)
@@ -256,7 +286,8 @@ class Peer:
                     return
                 self._heard_s = now
                 continue
-            self._heard_s = max(self._heard_s, now - await _report_age_s(sender))
+            if sender is not None:
+                self._heard_s = max(self._heard_s, now - await _report_age_s(sender))
             if now - self._heard_s > SILENCE_S:
                 log.info("%s: not heard for %.0f s", self.name, SILENCE_S)
                 self._start_closing()
@@ -277,3 +308,7 @@ def _h264() -> list:
     capabilities = RTCRtpSender.getCapabilities("video").codecs
     wanted = [codec for codec in capabilities if codec.mimeType.lower() == "video/h264"]
     return wanted + [codec for codec in capabilities if codec.mimeType.lower() == "video/rtx"]
+
+
+def _opus() -> list:
+    return [c for c in RTCRtpSender.getCapabilities("audio").codecs if c.mimeType.lower() == "audio/opus"]

@@ -7,6 +7,7 @@ one sentence.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,9 @@ from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.sdp import SessionDescription, candidate_from_sdp
 
 from server.errors import ApiError
+from server.http import SDP_LIMIT
 
-MAX_SDP_BYTES = 128 * 1024
+MAX_SDP_BYTES = SDP_LIMIT
 MAX_MEDIA_SECTIONS = 8
 MAX_CANDIDATES = 64
 """Candidates taken from one offer or one PATCH; browsers send a handful."""
@@ -30,6 +32,8 @@ class Offer:
     """The text, without candidates that nobody outside the browser's machine can resolve."""
     sends_audio: bool
     """Whether the client means to send a microphone."""
+    kinds: tuple[str, ...]
+    """`audio` and `video`, in the order of their first sections."""
 
 
 def read_offer(payload: object) -> Offer:
@@ -52,8 +56,49 @@ def read_offer(payload: object) -> Offer:
 
 
 def inspect_offer(text: str) -> Offer:
-    """Check an offer's text; see `read_offer`."""
+    """Check the text of an offer to watch, or to watch and speak; see `read_offer`."""
     text = drop_mdns_candidates(text)
+    sections = _sections(text)
+    _check_video(sections)
+    _check_audio(sections)
+    sends_audio = any(kind == "audio" and way in ("sendonly", "sendrecv") for kind, way, _ in sections)
+    return Offer(sdp=text, sends_audio=sends_audio, kinds=_kinds(sections))
+
+
+def inspect_publication(text: str) -> Offer:
+    """Check the text of an offer that only sends: Opus, and perhaps video, which will be dropped.
+
+    Raises:
+        ApiError: `bad_sdp`, as for `read_offer`.
+    """
+    text = _PROFILE.sub("profile-level-id=42e01f", drop_mdns_candidates(text))
+    sections = _sections(text)
+    _check_audio(sections)
+    if not any(kind == "audio" and way in ("sendonly", "sendrecv", None) for kind, way, _ in sections):
+        raise ApiError("bad_sdp", "The offer sends no audio; add an Opus track, or watch through WHEP.", status=422)
+    if _SIMULCAST.search(text):
+        raise ApiError("bad_sdp", "The offer has several video layers; send one (OBS: Total layers 1).", status=422)
+    for kind, _, codecs in sections:
+        if kind == "video" and not {"video/h264", "video/vp8"} & set(codecs):
+            raise ApiError(
+                "bad_sdp", "The offer's video is neither H264 nor VP8; choose H264, or send no video.", status=422
+            )
+    return Offer(sdp=text, sends_audio=True, kinds=_kinds(sections))
+
+
+_PROFILE = re.compile(r"profile-level-id=[0-9a-fA-F]{6}")  # what is dropped may have any profile
+_SIMULCAST = re.compile(r"^a=simulcast:", re.MULTILINE)
+
+_Section = tuple[str, str | None, list[str]]
+"""Kind, direction and codecs."""
+
+
+def _kinds(sections: list[_Section]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(kind for kind, _, _ in sections if kind in ("audio", "video")))
+
+
+def _sections(text: str) -> list[_Section]:
+    """The media sections of an offer that can be answered at all."""
     try:
         description = SessionDescription.parse(text)
         sections = [(m.kind, m.direction, [_codec_name(c) for c in m.rtp.codecs]) for m in description.media]
@@ -68,11 +113,7 @@ def inspect_offer(text: str) -> Offer:
         )
     if not complete:
         raise ApiError("bad_sdp", "The offer lacks ICE credentials or a DTLS fingerprint; send a WebRTC offer.")
-    _check_video(sections)
-    _check_audio(sections)
-    return Offer(
-        sdp=text, sends_audio=any(kind == "audio" and way in ("sendonly", "sendrecv") for kind, way, _ in sections)
-    )
+    return sections
 
 
 def _codec_name(codec: RTCRtpCodecParameters) -> str:
@@ -90,7 +131,7 @@ def _not_sdp() -> ApiError:
     return ApiError("bad_sdp", "The session description cannot be read; send the text that createOffer gave.")
 
 
-def _check_video(sections: list[tuple[str, str | None, list[str]]]) -> None:
+def _check_video(sections: list[_Section]) -> None:
     video = [(way, codecs) for kind, way, codecs in sections if kind == "video"]
     if not any(way in ("recvonly", "sendrecv", None) for way, _ in video):
         raise ApiError("bad_sdp", "The offer receives no video; add a recvonly video section.", status=422)
@@ -105,7 +146,7 @@ def _check_video(sections: list[tuple[str, str | None, list[str]]]) -> None:
         )
 
 
-def _check_audio(sections: list[tuple[str, str | None, list[str]]]) -> None:
+def _check_audio(sections: list[_Section]) -> None:
     for kind, _, codecs in sections:
         if kind == "audio" and "audio/opus" not in codecs:
             raise ApiError("bad_sdp", "The offer's audio has no Opus; offer Opus.", status=422)
@@ -116,7 +157,10 @@ def drop_mdns_candidates(sdp: str) -> str:
 
     The pair forms without them, from the address that the browser's first check comes from.
     """
-    kept = [line for line in sdp.splitlines() if not (line.startswith("a=candidate") and ".local " in line)]
+    lines = sdp.splitlines()
+    kept = [line for line in lines if not (line.startswith("a=candidate") and ".local " in line)]
+    if len(kept) < len(lines) or not any(line.startswith("a=candidate") for line in kept):
+        kept = [line for line in kept if line != "a=end-of-candidates"]  # ICE would fail for want of any
     return "\r\n".join(kept) + "\r\n"
 
 
@@ -157,3 +201,49 @@ def _candidate(entry: Any, path: str) -> RTCIceCandidate | None:
         raise ApiError("bad_request", f"{path} is not a candidate line; send what the browser gave.") from error
     candidate.sdpMid, candidate.sdpMLineIndex = mid, index
     return candidate
+
+
+def let_client_begin_dtls(sdp: str) -> str:
+    """Take an offer that leaves the DTLS roles open as one whose sender begins.
+
+    aiortc's client side knows ECDSA ciphers only and finds none in common with a peer whose certificate is RSA
+    (GStreamer); as the server, its own ECDSA certificate decides.
+    """
+    return sdp.replace("a=setup:actpass", "a=setup:active")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fragment:
+    """A trickle ICE fragment (RFC 8840)."""
+
+    user: str | None
+    """The ICE user fragment it belongs to, if it says so; another than the offer's asks for an ICE restart."""
+    candidates: list[RTCIceCandidate | None]
+
+
+def read_fragment(text: str) -> Fragment:
+    """Check the body of a trickle PATCH. The end of candidates is not passed on: peers reached only by the address
+    that their checks come from may still be on their way.
+
+    Raises:
+        ApiError: `bad_request`, naming the line.
+    """
+    user = mid = None
+    section = -1
+    entries: list[dict[str, object]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line:
+            continue
+        if len(line) < 2 or line[1] != "=":
+            raise ApiError("bad_request", f"Line {number} of the fragment is not SDP; send a trickle ICE fragment.")
+        if line.startswith("m="):
+            section, mid = section + 1, None
+        elif line.startswith("a=mid:"):
+            mid = line.removeprefix("a=mid:")
+        elif line.startswith("a=ice-ufrag:"):
+            user = line.removeprefix("a=ice-ufrag:")
+        elif line.startswith("a=candidate:"):
+            entries.append({"candidate": line, "sdpMid": mid, "sdpMLineIndex": None if mid else max(section, 0)})
+    if user is None and not entries and "a=end-of-candidates" not in text:
+        raise ApiError("bad_request", "The fragment holds no candidates; send a trickle ICE fragment (RFC 8840).")
+    return Fragment(user=user, candidates=read_candidates({"candidates": entries}))

@@ -1,8 +1,8 @@
 """Outbound media: pictures and sound pulled from playout in real time, encoded once, sent to every viewer on one clock.
 
 A `Broadcast` belongs to one session. While anybody watches, two tasks pull what is due from playout: pictures go
-through the session's encoder, sound goes out as it is. Everything leaves `send_delay` after its presentation time,
-which is room for encoding: so a picture and the sound that drove it leave at the same moment, as the receiver's
+through the session's encoder, sound through its Opus encoder. Everything leaves `send_delay` after its presentation
+time, which is room for encoding: so a picture and the sound that drove it leave at the same moment, as the receiver's
 synchronisation (RTCP sender reports: last timestamp sent, at what wall time) needs. Nothing here ever waits for a slow
 viewer; its queue is bounded and it loses what it cannot take.
 """
@@ -14,20 +14,17 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 
-import numpy as np
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
-from av import AudioFrame, Packet
+from av import Packet
 
 from server.encoder import EncodedPicture, SessionEncoder, Viewer
+from server.opus import OpusEncoder
 from streaming.clock import Clock
 from streaming.playout import PIECE_S, Picture, Playout, Sound
-from streaming.resample import OUT_RATE_HZ
 
 log = logging.getLogger(__name__)
 
-SOUND_TIME_BASE = Fraction(1, OUT_RATE_HZ)
 MAX_WAITING_SOUNDS = 25
 """Pieces of sound (half a second) that may wait for one listener; the oldest are dropped."""
 LAG_KEEP = 250
@@ -38,6 +35,8 @@ class TimedSound:
     """A piece of sound and when it should leave."""
 
     sound: Sound
+    packet: Packet
+    """The piece as Opus, the same for everybody."""
     due_s: float
 
 
@@ -112,6 +111,7 @@ class Broadcast:
         self._clock = clock
         self._send_delay_s = send_delay_s
         self._on_picture = on_picture
+        self._opus = OpusEncoder()
         self._listeners: set[Listener] = set()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._last_left = -1
@@ -193,7 +193,7 @@ class Broadcast:
         while self.watched:
             await self._clock.sleep_until(self._playout.next_sound_s)
             while (sound := self._playout.next_audio(self._clock.now())) is not None:
-                timed = TimedSound(sound=sound, due_s=self._sound_leaves_s(sound))
+                timed = TimedSound(sound=sound, packet=self._opus.encode(sound), due_s=self._sound_leaves_s(sound))
                 while self._on_sounds:
                     self._on_sounds.pop()(max(timed.due_s, self._clock.now()))
                 for listener in self._listeners:
@@ -257,7 +257,7 @@ class VideoTrack(MediaStreamTrack):
 
 
 class AudioTrack(MediaStreamTrack):
-    """The session's sound for one peer: 20 ms frames, 48 kHz mono s16. It begins with the first `recv`."""
+    """The session's sound for one peer: an Opus packet every 20 ms. It begins with the first `recv`."""
 
     kind = "audio"
 
@@ -266,8 +266,8 @@ class AudioTrack(MediaStreamTrack):
         self._broadcast = broadcast
         self._listener: Listener | None = None
 
-    async def recv(self) -> AudioFrame:
-        """The next frame, when it should leave.
+    async def recv(self) -> Packet:
+        """The next packet, when it should leave.
 
         Raises:
             MediaStreamError: the track or the session has ended.
@@ -282,19 +282,10 @@ class AudioTrack(MediaStreamTrack):
             raise MediaStreamError
         await self._broadcast.until(timed.due_s)
         self._broadcast.left("audio", timed.due_s)
-        return audio_frame(timed.sound)
+        return timed.packet
 
     def stop(self) -> None:
         """End the track."""
         super().stop()
         if self._listener is not None:
             self._listener.close()
-
-
-def audio_frame(sound: Sound) -> AudioFrame:
-    """20 ms as a frame: s16 mono, `pts` in 1/48000."""
-    frame = AudioFrame.from_ndarray(np.ascontiguousarray(sound.pcm)[None], format="s16", layout="mono")
-    frame.sample_rate = OUT_RATE_HZ
-    frame.pts = sound.pts
-    frame.time_base = SOUND_TIME_BASE
-    return frame

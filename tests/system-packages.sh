@@ -13,6 +13,13 @@ done
 # Two packages bring files instead of programs. `ldconfig` may be outside an ordinary user's PATH.
 PATH="$PATH:/usr/sbin:/sbin" ldconfig -p 2>/dev/null | grep 'libespeak-ng\.so\.1' >/dev/null || missing+=(libespeak-ng1)
 ls /usr/share/pocketsphinx/test/data/librivox/*.wav >/dev/null 2>&1 || missing+=(pocketsphinx-testdata)
+# GStreamer as a WHIP client: its bindings belong to the system's Python, its elements to five packages.
+if ! /usr/bin/python3 -c 'import gi; gi.require_version("GstWebRTC", "1.0"); from gi.repository import Gst; Gst.init(None)
+raise SystemExit(not all(map(Gst.ElementFactory.find, ["webrtcbin", "nicesrc", "opusenc", "wavparse", "rtpopuspay"])))' \
+  >/dev/null 2>&1; then
+  missing+=(gir1.2-gst-plugins-bad-1.0 gstreamer1.0-nice gstreamer1.0-plugins-bad gstreamer1.0-plugins-base
+    gstreamer1.0-plugins-good python3-gi)
+fi
 
 [ ${#missing[@]} -eq 0 ] && exit 0
 install="apt-get install -y --no-install-recommends ${missing[*]}"

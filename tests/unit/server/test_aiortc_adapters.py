@@ -5,10 +5,11 @@ from __future__ import annotations
 import aioice.ice
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection
-from aiortc.rtp import RTCP_PSFB_FIR, RTCP_PSFB_PLI, RtcpPsfbPacket
+from aiortc.rtcdtlstransport import RtpRouter
+from aiortc.rtp import RTCP_PSFB_FIR, RTCP_PSFB_PLI, RtcpPsfbPacket, RtpPacket
 
 from server import aiortc_adapters
-from server.aiortc_adapters import close_quietly, on_keyframe_request, use_loopback_when_alone
+from server.aiortc_adapters import close_quietly, discard_media, on_keyframe_request, use_loopback_when_alone
 
 
 @pytest.mark.parametrize("kind", [RTCP_PSFB_PLI, RTCP_PSFB_FIR])
@@ -20,6 +21,21 @@ async def test_a_lost_picture_reaches_the_callback(kind: int) -> None:
     packet = RtcpPsfbPacket(fmt=kind, ssrc=1, media_ssrc=sender._ssrc)
     await sender._handle_rtcp_packet(packet)
     assert asked == [1]
+    await connection.close()
+
+
+async def test_discarded_media_are_noticed_and_neither_decoded_nor_kept() -> None:
+    connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    receiver = connection.addTransceiver("video", direction="recvonly").receiver
+    seen: list[int] = []
+    discard_media(receiver, lambda: seen.append(1))
+    router = RtpRouter()
+    router.register_receiver(receiver, ssrcs=[5], payload_types=[96])
+    packet = RtpPacket(payload_type=96, ssrc=5, payload=b"x")
+    routed = router.route_rtp(packet)
+    assert routed is receiver
+    await routed._handle_rtp_packet(packet, arrival_time_ms=1)
+    assert seen == [1]
     await connection.close()
 
 

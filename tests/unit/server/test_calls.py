@@ -192,7 +192,7 @@ async def test_audio_that_cannot_be_taken_is_told_once(server: Running) -> None:
         for rate_hz in (192_000, 192_000, 4_000, 48_000, 192_000):
             frame = AudioFrame.from_ndarray(np.zeros((1, 960), np.int16), format="s16", layout="mono")
             frame.sample_rate = rate_hz
-            live._hear(frame)
+            live._hear(frame, "speaker")
         await caller.until("error", code="unsupported_rate")
         await asyncio.sleep(0.3)
         errors = [m["message"] for m in caller.messages if m["type"] == "error"]
