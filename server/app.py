@@ -21,8 +21,10 @@ from server.errors import ApiError
 from server.http import BodyLimit, OriginGuard, install_problem_documents, not_there, problem
 from server.hub import Hub
 from server.live import LiveSession
+from server.mailbox import Mailbox
 from server.pages import Pages
 from server.push_audio import PushDoor
+from server.realtime import RealtimeDoor, wants_beta
 from server.signaling import read_candidates, read_offer
 from server.sockets import converse
 
@@ -196,24 +198,48 @@ def _events(app: FastAPI, hub: Hub) -> None:
 
     @app.websocket("/v1/sessions/{id}/audio")
     async def audio(socket: WebSocket, id: str) -> None:
-        try:
-            session, _ = _session_for(hub, socket, id, Role.CONTROL)
-        except ApiError as error:
-            hub.metrics.rejected.labels(error.code).inc()
-            await socket.send_denial_response(problem(error))
-            return
-        await socket.accept(subprotocol=chosen_protocol(socket))
-        mailbox = session.open_mailbox(may_control=True)
-        door = PushDoor(session, mailbox)
-        try:
-            with session.speaking_door():
-                await converse(socket, mailbox, door.receive, f"audio {session.id}")
-        finally:
-            door.close()
+        session = await _speaking_socket(hub, socket, id)
+        if session is not None:
+            mailbox = session.open_mailbox(may_control=True)
+            await _serve_door(socket, session, mailbox, PushDoor(session, mailbox))
+
+    @app.websocket("/v1/realtime")
+    async def realtime(socket: WebSocket, session: str = "") -> None:
+        live = await _speaking_socket(hub, socket, session)
+        if live is not None:
+            mailbox = Mailbox(lambda _: None)
+            door = RealtimeDoor(
+                live,
+                mailbox,
+                hub.config.streaming.vad,
+                is_beta=wants_beta(socket),
+                per_second=hub.config.limits.messages_per_second,
+            )
+            await _serve_door(socket, live, mailbox, door)
 
     @app.websocket("/{path:path}")
     async def no_such_socket(socket: WebSocket, path: str) -> None:
         await socket.send_denial_response(problem(not_there(f"/{path}")))
+
+
+async def _speaking_socket(hub: Hub, socket: WebSocket, id: str) -> LiveSession | None:
+    """Accept a client that wants to push speech; None if it was refused."""
+    try:
+        session, _ = _session_for(hub, socket, id, Role.CONTROL)
+    except ApiError as error:
+        hub.metrics.rejected.labels(error.code).inc()
+        await socket.send_denial_response(problem(error))
+        return None
+    await socket.accept(subprotocol=chosen_protocol(socket))
+    return session
+
+
+async def _serve_door(socket: WebSocket, session: LiveSession, mailbox: Mailbox, door: PushDoor | RealtimeDoor) -> None:
+    try:
+        with session.speaking_door():
+            await converse(socket, mailbox, door.receive, f"pushed speech {session.id}")
+    finally:
+        door.close()
 
 
 def _pages(app: FastAPI, hub: Hub) -> None:

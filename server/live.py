@@ -112,9 +112,7 @@ class LiveSession:
             mode="echo" if wanted.mode == "echo" else "push",
             push_buffer_s=around.config.limits.push_buffer_s,
         )
-        self.speaker = Speaker(
-            self.session, around.speech, lambda code, message: self._tell("error", code=code, message=message)
-        )
+        self.speaker = Speaker(self.session, around.speech)
         self.figures = SessionMetrics(around.metrics, self.session, around.on_block)
         self._encoder = SessionEncoder(
             width=geometry.width,
@@ -178,6 +176,11 @@ class LiveSession:
         if latency is None:
             latency = around.preview.latency_s(around.config.streaming, around.engine.info)
         return latency + self._send_delay_s
+
+    @property
+    def voice(self) -> str:
+        """Voice of `say` where none is named."""
+        return self._around.config.speech.voice
 
     @contextlib.contextmanager
     def speaking_door(self) -> Iterator[None]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 import numpy as np
 
@@ -60,14 +59,12 @@ class Speaker:
 
     Args:
         session: the conversation.
-        provider: makes the sound.
-        fail: told code and sentence when the sound of a text cannot be made.
+        provider: makes the sound; when it cannot, the session tells `error`.
     """
 
-    def __init__(self, session: Session, provider: SpeechProvider, fail: Callable[[str, str], None]) -> None:
+    def __init__(self, session: Session, provider: SpeechProvider) -> None:
         self._session = session
         self._provider = provider
-        self._fail = fail
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by segment
         self._resumed = asyncio.Event()
         self._unsubscribe = session.subscribe(self._listen)
@@ -112,12 +109,12 @@ class Speaker:
             finally:
                 await pieces.aclose()  # type: ignore[attr-defined]
         except ApiError as error:
-            self._fail(error.code, error.detail)
+            self._session.announce_error(error.code, error.detail)
         except StreamingError as error:
-            self._fail(error.code, str(error))
+            self._session.announce_error(error.code, str(error))
         except Exception:
             log.exception("speech synthesis failed")
-            self._fail("internal", "Speech synthesis failed; the server's log says why.")
+            self._session.announce_error("internal", "Speech synthesis failed; the server's log says why.")
         finally:
             self._session.end_segment(segment)
 

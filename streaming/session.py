@@ -306,6 +306,10 @@ class Session:
         self._hint = posture
         self._refresh_state()
 
+    def announce_error(self, code: str, message: str) -> None:
+        """Tell that something asked of the session has failed; it goes on."""
+        self._announcer.tell("error", code=code, message=message)
+
     def announce_closing(self, deadline_s: float) -> None:
         """Tell that the session will be ended in so many seconds."""
         self._announcer.tell("closing", deadline_s=deadline_s)
