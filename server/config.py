@@ -1,8 +1,8 @@
 """One YAML file becomes one frozen `Config`: the server's sections here, those of `streaming` and `model` from there.
 
 Each part is handed its own section, never the root. Secrets come from the environment only:
-`AVATARCAST_API_KEY` (admin key), `AVATARCAST_ICE_CREDENTIAL` (password of the TURN servers in `ice.servers`) and
-`AVATARCAST_SPEECH_KEY` (bearer of `speech.url`).
+`AVATARCAST_API_KEY` (admin key), `AVATARCAST_ICE_CREDENTIAL` (password of the TURN servers in `ice.servers`),
+`AVATARCAST_SPEECH_KEY` (bearer of `speech.url`) and `AVATARCAST_AGENT_KEY` (bearer of `agent.url`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Literal
 
 from model.config import RunConfig
 from model.fake import FakeConfig
+from server.agent import AgentConfig
 from server.errors import ConfigError
 from server.loader import build, parse_yaml
 from server.speech import SpeechConfig
@@ -25,6 +26,7 @@ from streaming.config import StreamingConfig
 API_KEY_VARIABLE = "AVATARCAST_API_KEY"
 ICE_CREDENTIAL_VARIABLE = "AVATARCAST_ICE_CREDENTIAL"
 SPEECH_KEY_VARIABLE = "AVATARCAST_SPEECH_KEY"
+AGENT_KEY_VARIABLE = "AVATARCAST_AGENT_KEY"
 
 
 def _check(name: str, value: float, low: float, high: float, unit: str = "") -> None:
@@ -195,6 +197,7 @@ class Config:
     model: ModelSection = field(default_factory=ModelSection)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     speech: SpeechConfig = field(default_factory=SpeechConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +207,7 @@ class Secrets:
     api_key: str | None = field(default=None, repr=False)
     ice_credential: str | None = field(default=None, repr=False)
     speech_key: str | None = field(default=None, repr=False)
+    agent_key: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Secrets:
@@ -221,6 +225,7 @@ class Secrets:
             api_key=key,
             ice_credential=environment.get(ICE_CREDENTIAL_VARIABLE) or None,
             speech_key=environment.get(SPEECH_KEY_VARIABLE) or None,
+            agent_key=environment.get(AGENT_KEY_VARIABLE) or None,
         )
 
 

@@ -87,6 +87,7 @@ class Hub:
             ice_servers=self._ice_servers(),
             picture_of=lambda avatar: self._portrait(avatar, None),
             speech=make_provider(config.speech, known.speech_key),
+            agent_key=known.agent_key,
             on_block=self.admission.observe_block,
         )
 
@@ -196,8 +197,8 @@ class Hub:
         Raises:
             ApiError: `capacity`, `rate_limited`, `not_found` (avatar), `unsupported_media` (portrait), `engine_down`.
         """
-        if wanted.mode == "agent":
-            raise ApiError("bad_request", "mode agent is not built into this version; use push and send the answers.")
+        if wanted.mode == "agent" and not self.config.agent.url:
+            raise ApiError("bad_request", "mode is agent, but no endpoint is configured; set agent.url, or use push.")
         if self.engine.state == "failed":
             raise ApiError("engine_down", f"The engine has failed: {self.engine.failure}", retry_after_s=30)
         slot = self.admission.reserve(client)

@@ -22,6 +22,7 @@ from av import AudioFrame
 from model.interface import SessionSpec
 from model.portrait import fit_portrait
 from server import messages
+from server.agent import Agent
 from server.auth import Role, Tokens
 from server.config import Config
 from server.encoder import SessionEncoder
@@ -64,6 +65,8 @@ class Surroundings:
     """Awaitable RGB picture of a gallery portrait; raises ApiError."""
     speech: SpeechProvider
     """Makes the sound of `say`."""
+    agent_key: str | None
+    """Bearer of the endpoint that answers in `mode: agent`."""
     on_block: Callable[[float], None]
     """Told the seconds of work of every block."""
 
@@ -131,6 +134,7 @@ class LiveSession:
             on_picture=self.figures.picture_left,
         )
         self._doors = 0
+        self._agent: asyncio.Task[None] | None = None
         self._speaker: Peer | None = None
         self._viewers: list[Peer] = []
         self._channels: dict[Peer, Inbox] = {}
@@ -144,6 +148,9 @@ class LiveSession:
     async def start(self) -> None:
         """Begin; returns at once, the portrait can be seen from now on."""
         await self.session.start()
+        if self.mode == "agent":
+            agent = Agent(self.session, self.speaker, self._around.config.agent, self._around.agent_key)
+            self._agent = asyncio.create_task(agent.run(), name=f"agent {self.id}")
 
     # What it is
 
@@ -475,6 +482,9 @@ class LiveSession:
     async def _close(self) -> None:
         try:
             self.refresh_metrics()
+            if self._agent is not None:
+                self._agent.cancel()
+                await asyncio.gather(self._agent, return_exceptions=True)
             await self.speaker.close()
             await self.session.close()
             if self._channels or self._mailboxes:

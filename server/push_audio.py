@@ -6,8 +6,6 @@ names of HeyGen's LITE mode (`agent.speak` and its like, base64 PCM at 24 kHz) f
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from typing import Any
 
@@ -15,7 +13,7 @@ from server import messages
 from server.errors import ApiError
 from server.live import LiveSession
 from server.mailbox import Mailbox
-from server.speaker import check_rate, read_pcm
+from server.speaker import check_rate, read_base64, read_pcm
 from streaming.errors import StreamingError
 from streaming.events import Event
 
@@ -151,20 +149,6 @@ class PushDoor:
 
     def _put(self, kind: str, **fields: object) -> None:
         self._mailbox.answer(kind, **fields)
-
-
-def read_base64(audio: object) -> bytes:
-    """The bytes of base64 sound.
-
-    Raises:
-        ApiError: `bad_request`.
-    """
-    if not isinstance(audio, str):
-        raise ApiError("bad_request", "audio is missing; send base64 of PCM s16le mono.")
-    try:
-        return base64.b64decode(audio, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ApiError("bad_request", "audio is not base64; encode PCM s16le mono.") from error
 
 
 def _parse(text: str) -> dict[str, Any] | None:

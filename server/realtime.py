@@ -21,9 +21,8 @@ from server.auth import offered_protocols
 from server.errors import ApiError
 from server.live import LiveSession
 from server.mailbox import Mailbox, RateLimit
-from server.push_audio import read_base64
 from server.realtime_names import message, response_object, session_object, spelled
-from server.speaker import check_rate, read_pcm
+from server.speaker import check_rate, read_base64, read_pcm
 from server.turns import Turns
 from streaming.config import VadConfig
 from streaming.errors import StreamingError

@@ -35,7 +35,8 @@ class NewSession(_Body):
     prompt: str = Field("", max_length=MAX_PROMPT_CHARACTERS, description="Expression and manner")
     image: str | None = Field(None, description="A portrait of one's own, base64; PNG, JPEG or WebP")
     mode: Literal["echo", "push", "agent"] = Field(
-        "echo", description="echo: what the microphone hears is spoken; push: only pushed speech is"
+        "echo",
+        description="What is spoken: the microphone, only pushed speech, or the answers of agent.url",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of noise and idle motion")
 

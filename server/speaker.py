@@ -7,6 +7,8 @@ follow one another in order. Sound that is ahead of the session's buffer waits f
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import logging
 
 import numpy as np
@@ -52,6 +54,20 @@ def read_pcm(data: bytes) -> np.ndarray:
             "bad_request", f"The sound has {len(data)} bytes; PCM s16le has two a sample, send an even number."
         )
     return np.frombuffer(data, "<i2")
+
+
+def read_base64(audio: object) -> bytes:
+    """The bytes of base64 sound.
+
+    Raises:
+        ApiError: `bad_request`.
+    """
+    if not isinstance(audio, str):
+        raise ApiError("bad_request", "audio is missing; send base64 of PCM s16le mono.")
+    try:
+        return base64.b64decode(audio, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError("bad_request", "audio is not base64; encode PCM s16le mono.") from error
 
 
 class Speaker:
@@ -104,7 +120,7 @@ class Speaker:
             pieces = self._provider.speak(text, voice)
             try:
                 async for pcm, rate_hz in pieces:
-                    if not await self._push(segment, pcm, rate_hz):
+                    if not await self.push(segment, pcm, rate_hz):
                         return
             finally:
                 await pieces.aclose()  # type: ignore[attr-defined]
@@ -118,7 +134,7 @@ class Speaker:
         finally:
             self._session.end_segment(segment)
 
-    async def _push(self, segment: str, pcm: np.ndarray, rate_hz: int) -> bool:
+    async def push(self, segment: str, pcm: np.ndarray, rate_hz: int) -> bool:
         """Push sound, waiting while the buffer is full; False once the segment was cut off."""
         step = max(1, round(PIECE_S * rate_hz))
         for start in range(0, len(pcm), step):

@@ -100,7 +100,7 @@ async def test_a_portrait_may_come_as_base64_or_as_a_file(server: Running) -> No
         ({"prompt": 5}, 400, "bad_request", "prompt is 5"),
         ({"prompt": "x" * 2001}, 400, "bad_request", "2000"),
         ({"mode": "sing"}, 400, "bad_request", "mode is 'sing'"),
-        ({"mode": "agent"}, 400, "bad_request", "not built into this version"),
+        ({"mode": "agent"}, 400, "bad_request", "agent.url"),
         ({"seed": -1}, 400, "bad_request", "seed is -1"),
         ({"avatar": "nobody"}, 404, "not_found", "'nobody'"),
         ({"image": "%%%"}, 400, "bad_request", "base64"),
