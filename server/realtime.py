@@ -171,9 +171,10 @@ class RealtimeDoor:
                 self._send("input_audio_buffer.speech_started", audio_start_ms=heard.at_ms, item_id=self._turn_id)
             elif heard.kind == "sound" and self._segment is not None and heard.samples is not None:
                 self._live.session.push_pcm(heard.samples, 16_000, self._segment)
-            elif heard.kind == "stopped" and self._segment is not None:
+            elif heard.kind == "stopped":
                 self._send("input_audio_buffer.speech_stopped", audio_end_ms=heard.at_ms, item_id=self._turn_id)
-                self._end_turn()
+                if self._segment is not None:
+                    self._end_turn()
 
     def _begin_turn(self) -> str:
         """The avatar speaks a turn while it still grows."""

@@ -163,7 +163,7 @@ def figures(traces: list[Trace], opened: list[list[tuple[float, float]]], limit:
         for at_s in trace.interrupts:
             sound.append(last_above(list(trace.sounds), at_s, SILENT) + PIECE_MS)
             # Everything computed before was dropped, so the next picture that is no repetition hears silence.
-            anew.append(1000 * (min(t for t in trace.fresh if t > at_s + 0.02) - at_s))
+            anew.append(1000 * (min((t for t in trace.fresh if t > at_s + 0.02), default=at_s + QUIET_S) - at_s))
             mouth.append(last_above(openings, at_s, limit) + FRAME_MS)
     cut = [report for trace in traces for report in trace.reports]
     assert len(cut) == len(sound) and all(report["interrupted"] for report in cut), "one report an interrupt"
