@@ -6,7 +6,6 @@ The hub is handed in, so tests run the same routes over the fake model. Document
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +14,6 @@ from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
-from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from server import schemas
 from server.auth import Role, chosen_protocol
@@ -25,7 +23,10 @@ from server.hub import Hub
 from server.live import LiveSession
 from server.mailbox import Mailbox
 from server.pages import Pages
+from server.push_audio import PushDoor
+from server.realtime import RealtimeDoor, wants_beta
 from server.signaling import read_candidates, read_offer
+from server.sockets import converse
 from server.whip import install_whip_and_whep
 
 log = logging.getLogger(__name__)
@@ -150,6 +151,17 @@ def _sessions(app: FastAPI, hub: Hub) -> None:
         session, _ = _session_for(hub, request, id, Role.CONTROL)
         return (await session.interrupt()).as_json()
 
+    @app.post(
+        "/v1/sessions/{id}/say",
+        status_code=202,
+        response_model=schemas.Said,
+        openapi_extra=schemas.body_of(schemas.Say),
+    )
+    async def say(request: Request, id: str) -> schemas.Said:
+        session, _ = _session_for(hub, request, id, Role.CONTROL)
+        wanted = schemas.check(schemas.Say, await schemas.read_json(request))
+        return schemas.Said(segment=session.say(wanted.text, wanted.voice))
+
 
 def _webrtc(app: FastAPI, hub: Hub) -> None:
     @app.post(
@@ -180,37 +192,52 @@ def _events(app: FastAPI, hub: Hub) -> None:
             return
         await socket.accept(subprotocol=chosen_protocol(socket))
         mailbox = session.open_mailbox(may_control=role >= Role.CONTROL)
-        sending = asyncio.create_task(_send_events(socket, mailbox), name=f"events {session.id}")
-        try:
-            await _receive_messages(socket, mailbox)
-        finally:
-            mailbox.close()
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
+        await converse(socket, mailbox, mailbox.receive, f"events {session.id}")
+
+    @app.websocket("/v1/sessions/{id}/audio")
+    async def audio(socket: WebSocket, id: str) -> None:
+        session = await _speaking_socket(hub, socket, id)
+        if session is not None:
+            mailbox = session.open_mailbox(may_control=True)
+            await _serve_door(socket, session, mailbox, PushDoor(session, mailbox))
+
+    @app.websocket("/v1/realtime")
+    async def realtime(socket: WebSocket, session: str = "") -> None:
+        live = await _speaking_socket(hub, socket, session)
+        if live is not None:
+            mailbox = Mailbox(lambda _: None)
+            door = RealtimeDoor(
+                live,
+                mailbox,
+                hub.config.streaming.vad,
+                is_beta=wants_beta(socket),
+                per_second=hub.config.limits.messages_per_second,
+            )
+            await _serve_door(socket, live, mailbox, door)
 
     @app.websocket("/{path:path}")
     async def no_such_socket(socket: WebSocket, path: str) -> None:
         await socket.send_denial_response(problem(not_there(f"/{path}")))
 
 
-async def _send_events(socket: WebSocket, mailbox: Mailbox) -> None:
-    """Pass the session's events on until it ends or the client does not take them."""
+async def _speaking_socket(hub: Hub, socket: WebSocket, id: str) -> LiveSession | None:
+    """Accept a client that wants to push speech; None if it was refused."""
     try:
-        while (text := await mailbox.next()) is not None:
-            await socket.send_text(text)
-        if socket.application_state == WebSocketState.CONNECTED:
-            await socket.close(1000, "the session has ended")
-    except (WebSocketDisconnect, RuntimeError):
-        return  # the client left while we were sending
+        session, _ = _session_for(hub, socket, id, Role.CONTROL)
+    except ApiError as error:
+        hub.metrics.rejected.labels(error.code).inc()
+        await socket.send_denial_response(problem(error))
+        return None
+    await socket.accept(subprotocol=chosen_protocol(socket))
+    return session
 
 
-async def _receive_messages(socket: WebSocket, mailbox: Mailbox) -> None:
-    while True:
-        message = await socket.receive()
-        if message["type"] == "websocket.disconnect":
-            return
-        data = message.get("text")
-        await mailbox.receive(data if data is not None else message.get("bytes") or b"")
+async def _serve_door(socket: WebSocket, session: LiveSession, mailbox: Mailbox, door: PushDoor | RealtimeDoor) -> None:
+    try:
+        with session.speaking_door():
+            await converse(socket, mailbox, door.receive, f"pushed speech {session.id}")
+    finally:
+        door.close()
 
 
 def _pages(app: FastAPI, hub: Hub) -> None:

@@ -20,7 +20,7 @@ from server.config import API_KEY_VARIABLE, AuthConfig, Secrets, ServerConfig
 from server.errors import ApiError, StartError
 
 SUBPROTOCOL = "avatarcast"
-_TOKEN_PROTOCOL = "bearer."
+_TOKEN_PROTOCOLS = ("bearer.", "openai-insecure-api-key.")  # the second is what Realtime clients in browsers send
 
 
 class Role(IntEnum):
@@ -121,8 +121,9 @@ def credentials(request: HTTPConnection) -> str | None:
     if request.scope["type"] != "websocket":
         return None
     for protocol in offered_protocols(request):
-        if protocol.startswith(_TOKEN_PROTOCOL):
-            return protocol.removeprefix(_TOKEN_PROTOCOL)
+        for prefix in _TOKEN_PROTOCOLS:
+            if protocol.startswith(prefix):
+                return protocol.removeprefix(prefix)
     return request.query_params.get("token") or None
 
 

@@ -120,6 +120,20 @@ def generate(
     return run_generate(load_config(config), wish, as_json=as_json)
 
 
+@app.command()
+def say(
+    text: Annotated[str, typer.Argument(help="What is to be said.")],
+    session: Annotated[str, typer.Option("--session", help="The session's id.")],
+    server: Annotated[str, typer.Option("--server", help="Root of the server.")] = "http://127.0.0.1:8080",
+    voice: Annotated[str | None, typer.Option("--voice", help="A voice of the server's synthesis.")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Have a session speak a text; a token comes from AVATARCAST_TOKEN or AVATARCAST_API_KEY."""
+    from server.say import run_say
+
+    return run_say(text, server=server, session=session, voice=voice, as_json=as_json)
+
+
 @bench.command("live")
 def bench_live(
     config: ConfigOption = "tiny",

@@ -1,7 +1,8 @@
 """One YAML file becomes one frozen `Config`: the server's sections here, those of `streaming` and `model` from there.
 
 Each part is handed its own section, never the root. Secrets come from the environment only:
-`AVATARCAST_API_KEY` (admin key) and `AVATARCAST_ICE_CREDENTIAL` (password of the TURN servers in `ice.servers`).
+`AVATARCAST_API_KEY` (admin key), `AVATARCAST_ICE_CREDENTIAL` (password of the TURN servers in `ice.servers`),
+`AVATARCAST_SPEECH_KEY` (bearer of `speech.url`) and `AVATARCAST_AGENT_KEY` (bearer of `agent.url`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from typing import Literal
 
 from model.config import RunConfig
 from model.fake import FakeConfig
+from server.agent import AgentConfig
 from server.errors import ConfigError
 from server.loader import build, parse_yaml
+from server.speech import SpeechConfig
 from streaming.config import StreamingConfig
 
 API_KEY_VARIABLE = "AVATARCAST_API_KEY"
 ICE_CREDENTIAL_VARIABLE = "AVATARCAST_ICE_CREDENTIAL"
+SPEECH_KEY_VARIABLE = "AVATARCAST_SPEECH_KEY"
+AGENT_KEY_VARIABLE = "AVATARCAST_AGENT_KEY"
 
 
 def _check(name: str, value: float, low: float, high: float, unit: str = "") -> None:
@@ -166,7 +171,9 @@ class LimitsConfig:
     sessions_per_minute: int = 60
     """New sessions a minute from one address."""
     messages_per_second: int = 200
-    """WebSocket and data-channel messages a second from one client."""
+    """WebSocket and data-channel messages a second from one client; pushed sound is not counted."""
+    push_buffer_s: float = 60.0
+    """Pushed speech that may wait to be spoken; its source is told to pause at 80 %, to resume at 50 %."""
 
     def __post_init__(self) -> None:
         _check("max_sessions", self.max_sessions, 0, 10_000)
@@ -175,6 +182,7 @@ class LimitsConfig:
         _check("idle_s", self.idle_s, 1, 86_400, "seconds")
         _check("sessions_per_minute", self.sessions_per_minute, 1, 100_000)
         _check("messages_per_second", self.messages_per_second, 1, 100_000)
+        _check("push_buffer_s", self.push_buffer_s, 2, 600, "seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +196,8 @@ class Config:
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
     model: ModelSection = field(default_factory=ModelSection)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    speech: SpeechConfig = field(default_factory=SpeechConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +206,8 @@ class Secrets:
 
     api_key: str | None = field(default=None, repr=False)
     ice_credential: str | None = field(default=None, repr=False)
+    speech_key: str | None = field(default=None, repr=False)
+    agent_key: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Secrets:
@@ -209,7 +221,12 @@ class Secrets:
             raise ConfigError(
                 f"{API_KEY_VARIABLE} has {len(key)} characters; use at least 16, e.g. openssl rand -hex 24"
             )
-        return cls(api_key=key, ice_credential=environment.get(ICE_CREDENTIAL_VARIABLE) or None)
+        return cls(
+            api_key=key,
+            ice_credential=environment.get(ICE_CREDENTIAL_VARIABLE) or None,
+            speech_key=environment.get(SPEECH_KEY_VARIABLE) or None,
+            agent_key=environment.get(AGENT_KEY_VARIABLE) or None,
+        )
 
 
 def config_names() -> list[str]:

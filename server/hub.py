@@ -31,6 +31,7 @@ from server.metrics import LoopLag, Metrics
 from server.pages import Gallery
 from server.preview import preview_stream
 from server.schemas import Capacity, NewSession, Planned, SessionChange
+from server.speech import make_provider
 from streaming.clock import Clock, RealClock
 from streaming.engine import Engine, EngineState
 from streaming.errors import EngineError
@@ -85,6 +86,8 @@ class Hub:
             preview=self.preview,
             ice_servers=self._ice_servers(),
             picture_of=lambda avatar: self._portrait(avatar, None),
+            speech=make_provider(config.speech, known.speech_key),
+            agent_key=known.agent_key,
             on_block=self.admission.observe_block,
         )
 
@@ -194,8 +197,8 @@ class Hub:
         Raises:
             ApiError: `capacity`, `rate_limited`, `not_found` (avatar), `unsupported_media` (portrait), `engine_down`.
         """
-        if wanted.mode != "echo":
-            raise ApiError("bad_request", f"mode {wanted.mode} is not built into this version; use echo.")
+        if wanted.mode == "agent" and not self.config.agent.url:
+            raise ApiError("bad_request", "mode is agent, but no endpoint is configured; set agent.url, or use push.")
         if self.engine.state == "failed":
             raise ApiError("engine_down", f"The engine has failed: {self.engine.failure}", retry_after_s=30)
         slot = self.admission.reserve(client)

@@ -7,9 +7,10 @@ the events WebSocket. Whatever the session reports goes to all of them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from av import AudioFrame
 from model.interface import SessionSpec
 from model.portrait import fit_portrait
 from server import messages
+from server.agent import Agent
 from server.auth import Role, Tokens
 from server.config import Config
 from server.encoder import SessionEncoder
@@ -32,6 +34,8 @@ from server.preview import Preview
 from server.schemas import Media, NewSession, Planned, SessionCreated, Urls
 from server.session_metrics import SessionMetrics
 from server.signaling import Offer
+from server.speaker import Speaker
+from server.speech import SpeechProvider
 from server.tracks import AudioTrack, Broadcast, VideoTrack
 from streaming.clock import Clock
 from streaming.engine import Engine
@@ -61,6 +65,10 @@ class Surroundings:
     ice_servers: list[RTCIceServer]
     picture_of: Callable[[str], Any]
     """Awaitable RGB picture of a gallery portrait; raises ApiError."""
+    speech: SpeechProvider
+    """Makes the sound of `say`."""
+    agent_key: str | None
+    """Bearer of the endpoint that answers in `mode: agent`."""
     on_block: Callable[[float], None]
     """Told the seconds of work of every block."""
 
@@ -106,7 +114,10 @@ class LiveSession:
             config=around.config.streaming,
             clock=around.clock,
             fps=geometry.fps,
+            mode="echo" if wanted.mode == "echo" else "push",
+            push_buffer_s=around.config.limits.push_buffer_s,
         )
+        self.speaker = Speaker(self.session, around.speech)
         self.figures = SessionMetrics(around.metrics, self.session, around.on_block)
         self._encoder = SessionEncoder(
             width=geometry.width,
@@ -124,6 +135,8 @@ class LiveSession:
             send_delay_s=self._send_delay_s,
             on_picture=self.figures.picture_left,
         )
+        self._doors = 0
+        self._agent: asyncio.Task[None] | None = None
         self._speaker: Peer | None = None
         self._publisher: Peer | None = None
         self._viewers: list[Peer] = []
@@ -138,6 +151,9 @@ class LiveSession:
     async def start(self) -> None:
         """Begin; returns at once, the portrait can be seen from now on."""
         await self.session.start()
+        if self.mode == "agent":
+            agent = Agent(self.session, self.speaker, self._around.config.agent, self._around.agent_key)
+            self._agent = asyncio.create_task(agent.run(), name=f"agent {self.id}")
 
     # What it is
 
@@ -149,7 +165,7 @@ class LiveSession:
     @property
     def idle_s(self) -> float:
         """Seconds without speaker and viewer."""
-        if any(not peer.closed for peer in self._peers()):
+        if self._doors or any(not peer.closed for peer in self._peers()):
             return 0.0
         return time.monotonic() - self._idle_since_s
 
@@ -175,6 +191,21 @@ class LiveSession:
         if latency is None:
             latency = around.preview.latency_s(around.config.streaming, around.engine.info)
         return latency + self._send_delay_s
+
+    @property
+    def voice(self) -> str:
+        """Voice of `say` where none is named."""
+        return self._around.config.speech.voice
+
+    @contextlib.contextmanager
+    def speaking_door(self) -> Iterator[None]:
+        """Keep the session alive while a client that pushes speech is connected."""
+        self._doors += 1
+        try:
+            yield
+        finally:
+            self._doors -= 1
+            self._idle_since_s = time.monotonic()
 
     def media(self) -> Media:
         """The stream's sizes."""
@@ -427,8 +458,19 @@ class LiveSession:
                 self.session.set_posture(state)
             case messages.Keyframe():
                 self._encoder.request_keyframe()
-            case _:
-                raise ApiError("not_found", "This message is not built into this version.")
+            case messages.Say(text):
+                self.say(text)
+
+    def say(self, text: str, voice: str | None = None) -> str:
+        """Speak a text; returns the name of its segment.
+
+        Raises:
+            ApiError: `bad_request`, `rate_limited`, or `not_live` when the session has ended.
+        """
+        try:
+            return self.speaker.say(text, voice)
+        except StreamingError as error:
+            raise ApiError("not_live", str(error)) from error
 
     async def interrupt(self) -> PlaybackReport:
         """Stop the speech that plays."""
@@ -474,6 +516,10 @@ class LiveSession:
     async def _close(self) -> None:
         try:
             self.refresh_metrics()
+            if self._agent is not None:
+                self._agent.cancel()
+                await asyncio.gather(self._agent, return_exceptions=True)
+            await self.speaker.close()
             await self.session.close()
             if self._channels or self._mailboxes:
                 await asyncio.sleep(FAREWELL_S)

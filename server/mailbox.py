@@ -54,27 +54,28 @@ class Inbox:
         self._refusals = RateLimit(1)
         self._per_second = per_second
         self._handle = handle
-        self._answer = answer
+        self.answer = answer
+        """Sends one message of this type and these fields to the client."""
 
     async def receive(self, data: str | bytes) -> None:
         """Take one message; never raises for what the client did."""
         if not self._rate.allows():
             if self._refusals.allows():
                 text = f"More than {self._per_second} messages within a second; some were dropped, send fewer."
-                self._answer("error", code="rate_limited", message=text)
+                self.answer("error", code="rate_limited", message=text)
             return
         try:
             message = messages.decode(data)
             if isinstance(message, messages.Ping):
-                self._answer("pong", **({} if message.t is None else {"t": message.t}))
+                self.answer("pong", **({} if message.t is None else {"t": message.t}))
                 return
             if not self._may_control and not isinstance(message, messages.Keyframe):
                 raise ApiError("forbidden", "A view token may only watch; use the session's control token.")
             await self._handle(message)
         except ApiError as error:
-            self._answer("error", code=error.code, message=error.detail)
+            self.answer("error", code=error.code, message=error.detail)
         except StreamingError as error:
-            self._answer("error", code=error.code, message=str(error))
+            self.answer("error", code=error.code, message=str(error))
 
 
 class Mailbox:
@@ -116,6 +117,11 @@ class Mailbox:
         """Take one message of the client."""
         assert self.inbox is not None
         await self.inbox.receive(data)
+
+    def answer(self, kind: str, **fields: object) -> None:
+        """One message of this type and these fields for the client."""
+        assert self.inbox is not None
+        self.inbox.answer(kind, **fields)
 
     def close(self) -> None:
         """Take no more messages; what waits can still be read."""

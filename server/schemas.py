@@ -34,7 +34,10 @@ class NewSession(_Body):
     avatar: str | None = Field(None, max_length=100, description="Name of a portrait from /v1/avatars")
     prompt: str = Field("", max_length=MAX_PROMPT_CHARACTERS, description="Expression and manner")
     image: str | None = Field(None, description="A portrait of one's own, base64; PNG, JPEG or WebP")
-    mode: Literal["echo", "push", "agent"] = Field("echo", description="echo: what the microphone hears is spoken")
+    mode: Literal["echo", "push", "agent"] = Field(
+        "echo",
+        description="What is spoken: the microphone, only pushed speech, or the answers of agent.url",
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of noise and idle motion")
 
 
@@ -116,6 +119,19 @@ class Capacity(BaseModel):
     max_sessions: int
     rtf_p95: float
     queue: int
+
+
+class Say(_Body):
+    """A text to speak."""
+
+    text: str = Field(max_length=MAX_PROMPT_CHARACTERS, description="What is to be said")
+    voice: str | None = Field(None, max_length=64, description="A voice of the configured speech synthesis")
+
+
+class Said(BaseModel):
+    """The segment that a text became."""
+
+    segment: str
 
 
 class Interrupted(BaseModel):

@@ -27,6 +27,7 @@ class _Utterance:
     parts: deque[np.ndarray] = field(default_factory=deque)
     num_samples: int = 0
     is_complete: bool = False
+    is_held: bool = False  # its maker ends it, even if another one begins meanwhile
     is_flowing: bool = False
 
 
@@ -59,7 +60,7 @@ class PushQueue:
 
     def accepts(self, name: str) -> bool:
         """Whether sound may be added to an utterance."""
-        return bool(self._waiting) and self._waiting[-1].name == name and not self._waiting[-1].is_complete
+        return self._open(name) is not None
 
     @property
     def is_active(self) -> bool:
@@ -71,18 +72,24 @@ class PushQueue:
         """Sound that waits."""
         return sum(utterance.num_samples for utterance in self._waiting)
 
-    def begin(self, name: str) -> None:
-        """Announce an utterance; the one before it is complete."""
+    def begin(self, name: str, *, is_held: bool = False) -> None:
+        """Announce an utterance; those before it are complete, but for held ones.
+
+        Args:
+            name: of the utterance.
+            is_held: it stays open until `end`, whatever begins meanwhile: its sound is still being made.
+        """
         assert name not in self
         for utterance in self._waiting:
-            self._complete(utterance)
-        self._waiting.append(_Utterance(name))
+            if not utterance.is_held:
+                self._complete(utterance)
+        self._waiting.append(_Utterance(name, is_held=is_held))
 
     def push(self, name: str, pcm: np.ndarray, rate_hz: int) -> None:
         """Add sound to an utterance.
 
         Args:
-            name: announced, and the newest.
+            name: announced and open.
             pcm: [n] int16 or float32, mono.
             rate_hz: its rate.
 
@@ -90,8 +97,8 @@ class PushQueue:
             BufferFullError: more would wait than the buffer holds; nothing was taken.
             AudioFormatError: `unsupported_rate`.
         """
-        assert self.accepts(name), f"utterance {name!r} is not open"
-        utterance = self._waiting[-1]
+        utterance = self._open(name)
+        assert utterance is not None, f"utterance {name!r} is not open"
         if self.queued_samples + len(pcm) * SAMPLE_RATE_HZ // max(1, rate_hz) > self._capacity:
             seconds = self._capacity / SAMPLE_RATE_HZ
             raise BufferFullError(f"more than {seconds:g} s of speech wait already; push on after the resume event")
@@ -143,6 +150,9 @@ class PushQueue:
             self.is_paused = False
             return False
         return None
+
+    def _open(self, name: str) -> _Utterance | None:
+        return next((u for u in self._waiting if u.name == name and not u.is_complete), None)
 
     def _complete(self, utterance: _Utterance) -> None:
         if not utterance.is_complete:

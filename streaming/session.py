@@ -207,11 +207,17 @@ class Session:
             self._voice.heard(edges)
         self._tell_edges(edges)
 
-    def begin_segment(self, name: str | None = None) -> str:
-        """Announce an utterance to be pushed; returns its name, made up if none is given."""
+    def begin_segment(self, name: str | None = None, *, is_held: bool = False) -> str:
+        """Announce an utterance to be pushed; returns its name, made up if none is given.
+
+        Args:
+            name: its name.
+            is_held: it stays open until `end_segment`; otherwise the next one that begins completes it.
+        """
         self._check_open()
-        self._tell_speech(False)
-        return self._voice.begin(name, spoken_until=self.stream.windows.written if self.stream else 0)
+        if self.mode == "echo":
+            self._tell_speech(False)
+        return self._voice.begin(name, spoken_until=self.stream.windows.written if self.stream else 0, is_held=is_held)
 
     def push_pcm(self, pcm: np.ndarray, rate_hz: int, segment: str) -> bool:
         """Push sound of an announced utterance.
@@ -249,7 +255,10 @@ class Session:
     # Control
 
     def interrupt(self) -> PlaybackReport:
-        """Stop speaking now: sound that was not sent yet is silent, pictures of it are computed anew."""
+        """Stop speaking now: sound that was not sent yet is silent, pictures of it are computed anew.
+
+        Every interrupt is answered by `playback_finished`; its segment is None if there was nothing to stop.
+        """
         now_s = self._clock.now()
         stream = self.stream
         cut = goes_on_at = None
@@ -261,6 +270,8 @@ class Session:
         if self.blocks is not None and was_cut:
             stream.windows.silence(cut, goes_on_at)
             self.blocks.redo(self._hint)
+        if not was_cut:
+            self._announcer.tell("playback_finished", **report.as_json())
         self._refresh_state()
         return report
 
@@ -294,6 +305,10 @@ class Session:
             raise StreamingError(f"state is {posture!r}; send {', '.join(POSTURES[:3])}")
         self._hint = posture
         self._refresh_state()
+
+    def announce_error(self, code: str, message: str) -> None:
+        """Tell that something asked of the session has failed; it goes on."""
+        self._announcer.tell("error", code=code, message=message)
 
     def announce_closing(self, deadline_s: float) -> None:
         """Tell that the session will be ended in so many seconds."""

@@ -62,12 +62,13 @@ class Voice:
 
     # Pushed speech
 
-    def begin(self, name: str | None, *, spoken_until: int) -> str:
+    def begin(self, name: str | None, *, spoken_until: int, is_held: bool = False) -> str:
         """Announce a pushed segment; the one before it is complete, and so is what the microphone was saying.
 
         Args:
             name: its name; None makes one up.
             spoken_until: end of the newest sound.
+            is_held: it stays open until `end`, even if another one begins.
 
         Returns:
             Its name, changed if another one of that name is not finished.
@@ -79,7 +80,7 @@ class Voice:
         name = name or f"segment-{next(self._numbers)}"
         while name in self._book:
             name = f"{name}-{next(self._numbers)}"
-        self._queue.begin(name)
+        self._queue.begin(name, is_held=is_held)
         self._book.begin(name)
         return name
 

@@ -100,7 +100,7 @@ async def test_a_portrait_may_come_as_base64_or_as_a_file(server: Running) -> No
         ({"prompt": 5}, 400, "bad_request", "prompt is 5"),
         ({"prompt": "x" * 2001}, 400, "bad_request", "2000"),
         ({"mode": "sing"}, 400, "bad_request", "mode is 'sing'"),
-        ({"mode": "push"}, 400, "bad_request", "not built into this version"),
+        ({"mode": "agent"}, 400, "bad_request", "agent.url"),
         ({"seed": -1}, 400, "bad_request", "seed is -1"),
         ({"avatar": "nobody"}, 404, "not_found", "'nobody'"),
         ({"image": "%%%"}, 400, "bad_request", "base64"),
@@ -259,7 +259,7 @@ async def test_pages_are_served_and_nothing_else(server: Running) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/kiosk", "/obs/x", "/dashboard", "/v1/sessions/x/say", "/v1/sessions/x/outputs"],
+    ["/kiosk", "/obs/x", "/dashboard", "/v1/sessions/x/outputs"],
 )
 async def test_doors_of_later_versions_say_so(server: Running, path: str) -> None:
     assert "not built into this version" in check_problem(await server.http.get(path), 404, "not_found")

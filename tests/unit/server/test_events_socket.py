@@ -61,7 +61,7 @@ async def test_a_client_is_greeted_answered_and_told_the_end(server: Running) ->
 
 async def test_what_does_not_exist_is_a_problem_document(server: Running) -> None:
     await refused(f"{server.ws}/v1/sessions/none/events", 404, "not_found")
-    await refused(f"{server.ws}/v1/realtime", 404, "not_found")
+    await refused(f"{server.ws}/v1/realtime", 404, "not_found")  # it names no session
     await refused(f"{server.ws}/nothing/here", 404, "not_found")
 
 
