@@ -69,7 +69,7 @@ export async function request(path, { method = "GET", body, token, signal, keepa
  *   `resumed` detail: "same" or "new" session, after a lost connection
  */
 export class Session extends EventTarget {
-  #wanted = null; // {avatar, image, prompt}: what a new session is opened with
+  #wanted = null; // {avatar, image, prompt, mode}: what a new session is opened with
   #track = null;
   #peer = null;
   #info = null;
@@ -86,7 +86,7 @@ export class Session extends EventTarget {
   /**
    * Opens a session and connects to it; retries by itself while the server is full.
    * @param {MediaStreamTrack} track the voice
-   * @param {{avatar?: string, image?: string, prompt?: string}} wanted image: base64 of a picture file
+   * @param {{avatar?: string, image?: string, prompt?: string, mode?: string}} wanted image: base64 of a picture file
    */
   async start(track, wanted) {
     this.#track = track;
@@ -154,12 +154,12 @@ export class Session extends EventTarget {
     this.#tell("error", error);
   }
 
-  async #open(run, again) {
+  async #open(run, again, resume) {
     this.#ending = false;
     this.#set("connecting");
     try {
       const [info, ice] = await Promise.all([
-        request("v1/sessions", { method: "POST", body: { ...this.#wanted, mode: "echo" } }),
+        request("v1/sessions", { method: "POST", body: { mode: "echo", ...this.#wanted, resume } }),
         request("v1/ice").catch(() => ({ iceServers: [] })),
       ]);
       if (run !== this.#run) { // stopped meanwhile
@@ -208,8 +208,9 @@ export class Session extends EventTarget {
     if (status === "gone") { // the server restarted or ended the session while we were away
       this.#peer.close();
       this.#peer = null;
+      const { id, token, view_token } = this.#info;
       this.#info = null;
-      this.#open(run, true);
+      this.#open(run, true, { id, token, view_token }); // under its old name, so that viewers find it again
     }
     if (status === "failed") this.#fail(this.#peer.lastError ?? new Error("The connection could not be made again."));
   }

@@ -28,7 +28,7 @@ IMAGE_JSON_LIMIT = 14 * 1024 * 1024
 OFFER_LIMIT = 2 * 128 * 1024 + 1024
 """An SDP of 128 KiB, every line end escaped, and the braces around it."""
 
-LATER_DOORS = ("/whip", "/whep", "/kiosk", "/obs", "/dashboard", "/v1/realtime")
+LATER_DOORS = ("/whip", "/whep", "/v1/realtime")
 LATER_SESSION_DOORS = ("audio", "say", "outputs", "whip", "whep")
 
 Scope = MutableMapping[str, Any]
