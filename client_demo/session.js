@@ -40,7 +40,17 @@ export class ApiError extends Error {
  * @returns {Promise<any>} the parsed answer, null for an empty one
  * @throws {ApiError} for every answer but 2xx; status 0 where the server was not reached
  */
-export async function request(path, { method = "GET", body, token, signal, keepalive } = {}) {
+export async function request(path, options = {}) {
+  const answer = await ask(path, options);
+  return answer.json().catch(() => null);
+}
+
+/** The same for an answer that is plain text. */
+export async function requestText(path, options = {}) {
+  return (await ask(path, options)).text();
+}
+
+async function ask(path, { method = "GET", body, token, signal, keepalive }) {
   const headers = {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const credential = token ?? sessionStorage.getItem(KEY);
@@ -52,8 +62,8 @@ export async function request(path, { method = "GET", body, token, signal, keepa
     if (error.name === "AbortError") throw error;
     throw new ApiError(0, "unreachable", "The server cannot be reached. Check that it is running and that this device is online.");
   }
+  if (answer.ok) return answer;
   const parsed = await answer.json().catch(() => null);
-  if (answer.ok) return parsed;
   const message = parsed?.detail ?? parsed?.title ?? `The server answered ${answer.status}.`;
   throw new ApiError(answer.status, parsed?.code ?? "internal", message, Number(answer.headers.get("Retry-After")) || 0, parsed);
 }

@@ -134,4 +134,6 @@ async def test_a_busy_background_is_shown_whole_and_said(serve: Callable[..., Se
 # A camera picture instead of the stream: half of every picture's edge is of another colour.
 BUSY = """const draw = OffscreenCanvasRenderingContext2D.prototype.drawImage;
   OffscreenCanvasRenderingContext2D.prototype.drawImage = function (...args) {
-    draw.apply(this, args); this.fillStyle = '#f00'; this.fillRect(0, 0, this.canvas.width / 2, this.canvas.height); };"""
+    draw.apply(this, args);
+    this.fillStyle = '#f00';
+    this.fillRect(0, 0, this.canvas.width / 2, this.canvas.height); };"""
