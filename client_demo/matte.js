@@ -43,7 +43,7 @@ export class Matte {
     this.#brush.globalCompositeOperation = "copy";
     this.#brush.drawImage(video, 0, 0, width, height);
     this.#brush.globalCompositeOperation = "destination-in";
-    this.#brush.filter = `blur(${0.6 * width / SIDE}px)`;
+    this.#brush.filter = `blur(${1.1 * width / SIDE}px)`;
     this.#brush.drawImage(this.#mask.canvas, 0, 0, width, height);
     this.#brush.filter = "none";
     return true;
@@ -71,12 +71,13 @@ export class Matte {
     }
   }
 
-  // The mask keeps what is not background, less one pixel of outline, where both colours mix.
+  // The mask keeps what is not background, less two pixels of outline, where both colours mix and the blur reaches.
   #cut() {
     const outside = this.#outside;
     const kept = this.#kept.data;
+    const around = [1, 2, SIDE, 2 * SIDE];
     for (let at = 0; at < outside.length; at++) {
-      const near = outside[at] || outside[at - 1] || outside[at + 1] || outside[at - SIDE] || outside[at + SIDE];
+      const near = outside[at] || around.some((far) => outside[at - far] || outside[at + far]);
       kept[4 * at + 3] = near ? 0 : 255;
     }
     this.#mask.putImageData(this.#kept, 0, 0);
