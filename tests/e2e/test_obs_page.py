@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
-from playwright.async_api import Page
+from playwright.async_api import Page, expect
 
 from tests.e2e import chromium
 from tests.e2e.serving import FAKE, Server
@@ -75,6 +77,31 @@ async def test_it_survives_a_restart_and_finds_the_resumed_session(
         asked_s = time.monotonic()
         await playing(page)
         assert time.monotonic() - asked_s < 10
+        await browser.leave()
+    finally:
+        again.stop()
+
+
+async def test_a_killed_server_comes_back_under_the_presenter_by_itself(
+    serve: Callable[..., Server], browser: chromium.Visit
+) -> None:
+    for complaint in ("ERR_", "404"):
+        browser.allow(complaint)
+    server = serve(FAKE)
+    presenter = await browser.open(server.url)
+    await chromium.start(presenter)
+    session = server.get("/v1/sessions")[0]["id"]
+    children = server.children()
+    server.process.kill()
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    again = await asyncio.to_thread(Server, FAKE, None, int(server.url.rsplit(":", 1)[1]))
+    try:
+        await expect(presenter.locator("#error")).to_contain_text("Back again")
+        await chromium.wait_for_state(presenter, "live")
+        await chromium.moving(presenter)
+        assert [each["id"] for each in again.get("/v1/sessions")] == [session]
         await browser.leave()
     finally:
         again.stop()
