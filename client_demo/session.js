@@ -40,7 +40,17 @@ export class ApiError extends Error {
  * @returns {Promise<any>} the parsed answer, null for an empty one
  * @throws {ApiError} for every answer but 2xx; status 0 where the server was not reached
  */
-export async function request(path, { method = "GET", body, token, signal, keepalive } = {}) {
+export async function request(path, options = {}) {
+  const answer = await ask(path, options);
+  return answer.json().catch(() => null);
+}
+
+/** The same for an answer that is plain text. */
+export async function requestText(path, options = {}) {
+  return (await ask(path, options)).text();
+}
+
+async function ask(path, { method = "GET", body, token, signal, keepalive }) {
   const headers = {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const credential = token ?? sessionStorage.getItem(KEY);
@@ -52,8 +62,8 @@ export async function request(path, { method = "GET", body, token, signal, keepa
     if (error.name === "AbortError") throw error;
     throw new ApiError(0, "unreachable", "The server cannot be reached. Check that it is running and that this device is online.");
   }
+  if (answer.ok) return answer;
   const parsed = await answer.json().catch(() => null);
-  if (answer.ok) return parsed;
   const message = parsed?.detail ?? parsed?.title ?? `The server answered ${answer.status}.`;
   throw new ApiError(answer.status, parsed?.code ?? "internal", message, Number(answer.headers.get("Retry-After")) || 0, parsed);
 }
@@ -69,7 +79,7 @@ export async function request(path, { method = "GET", body, token, signal, keepa
  *   `resumed` detail: "same" or "new" session, after a lost connection
  */
 export class Session extends EventTarget {
-  #wanted = null; // {avatar, image, prompt}: what a new session is opened with
+  #wanted = null; // {avatar, image, prompt, mode}: what a new session is opened with
   #track = null;
   #peer = null;
   #info = null;
@@ -86,7 +96,7 @@ export class Session extends EventTarget {
   /**
    * Opens a session and connects to it; retries by itself while the server is full.
    * @param {MediaStreamTrack} track the voice
-   * @param {{avatar?: string, image?: string, prompt?: string}} wanted image: base64 of a picture file
+   * @param {{avatar?: string, image?: string, prompt?: string, mode?: string}} wanted image: base64 of a picture file
    */
   async start(track, wanted) {
     this.#track = track;
@@ -154,12 +164,12 @@ export class Session extends EventTarget {
     this.#tell("error", error);
   }
 
-  async #open(run, again) {
+  async #open(run, again, resume) {
     this.#ending = false;
     this.#set("connecting");
     try {
       const [info, ice] = await Promise.all([
-        request("v1/sessions", { method: "POST", body: { ...this.#wanted, mode: "echo" } }),
+        request("v1/sessions", { method: "POST", body: { mode: "echo", ...this.#wanted, resume } }),
         request("v1/ice").catch(() => ({ iceServers: [] })),
       ]);
       if (run !== this.#run) { // stopped meanwhile
@@ -208,8 +218,9 @@ export class Session extends EventTarget {
     if (status === "gone") { // the server restarted or ended the session while we were away
       this.#peer.close();
       this.#peer = null;
+      const { id, token, view_token } = this.#info;
       this.#info = null;
-      this.#open(run, true);
+      this.#open(run, true, { id, token, view_token }); // under its old name, so that viewers find it again
     }
     if (status === "failed") this.#fail(this.#peer.lastError ?? new Error("The connection could not be made again."));
   }

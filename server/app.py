@@ -70,6 +70,11 @@ def _session_for(hub: Hub, connection: HTTPConnection, id: str, least: Role) -> 
     return hub.session_for(connection, id, least)
 
 
+def _watching(request: Request, session: LiveSession, role: Role) -> tuple[LiveSession, Role]:
+    """With `?watch=1` a client that may control is one more viewer: an open server knows no lesser credentials."""
+    return session, Role.VIEW if request.query_params.get("watch") == "1" else role
+
+
 def _client_of(request: Request) -> str:
     return request.client.host if request.client else "unknown"
 
@@ -170,13 +175,13 @@ def _webrtc(app: FastAPI, hub: Hub) -> None:
         openapi_extra=schemas.body_of(schemas.Description),
     )
     async def offer(request: Request, id: str) -> schemas.Description:
-        session, role = _session_for(hub, request, id, Role.VIEW)
+        session, role = _watching(request, *_session_for(hub, request, id, Role.VIEW))
         checked = read_offer(await schemas.read_json(request))
         return schemas.Description(sdp=await session.answer(checked, role), type="answer")
 
     @app.patch("/v1/sessions/{id}/offer", status_code=204, openapi_extra=schemas.body_of(schemas.Candidates))
     async def candidates(request: Request, id: str) -> Response:
-        session, role = _session_for(hub, request, id, Role.VIEW)
+        session, role = _watching(request, *_session_for(hub, request, id, Role.VIEW))
         await session.add_candidates(read_candidates(await schemas.read_json(request)), role)
         return Response(status_code=204)
 
@@ -246,6 +251,18 @@ def _pages(app: FastAPI, hub: Hub) -> None:
     @app.get("/", include_in_schema=False)
     async def presenter() -> Response:
         return pages.file("presenter.html")
+
+    @app.get("/kiosk", include_in_schema=False)
+    async def kiosk() -> Response:
+        return pages.file("kiosk.html")
+
+    @app.get("/dashboard", include_in_schema=False)
+    async def dashboard() -> Response:
+        return pages.file("dashboard.html")
+
+    @app.get("/obs/{id}", include_in_schema=False)
+    async def obs(id: str) -> Response:
+        return pages.file("obs.html")
 
     @app.get("/static/{name}", include_in_schema=False)
     async def static(name: str) -> Response:

@@ -69,10 +69,12 @@ class Authority:
                 " 'openssl rand -hex 24'), or listen on 127.0.0.1."
             )
 
-    def issue(self) -> Tokens:
-        """Fresh tokens for a new session."""
+    def issue(self, control: str | None = None, view: str | None = None) -> Tokens:
+        """Tokens for a new session, fresh ones unless it takes over those of another."""
         return Tokens(
-            control=secrets.token_urlsafe(24), view=secrets.token_urlsafe(24), expires_s=self._now() + self._ttl_s
+            control=control or secrets.token_urlsafe(24),
+            view=view or secrets.token_urlsafe(24),
+            expires_s=self._now() + self._ttl_s,
         )
 
     def role(self, request: HTTPConnection, tokens: Tokens | None = None) -> Role:

@@ -29,7 +29,7 @@ SDP_LIMIT = 128 * 1024
 OFFER_LIMIT = 2 * SDP_LIMIT + 1024
 """An SDP of 128 KiB, every line end escaped, and the braces around it."""
 
-LATER_DOORS = ("/kiosk", "/obs", "/dashboard")
+LATER_DOORS: tuple[str, ...] = ()
 LATER_SESSION_DOORS = ("outputs",)
 
 Scope = MutableMapping[str, Any]

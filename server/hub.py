@@ -213,12 +213,15 @@ class Hub:
         if image is None and avatar is None:
             avatar = self.gallery.default()
         portrait = await self._portrait(avatar, image)
+        resume = wanted.resume
+        if resume is not None and resume.id in self._sessions:
+            raise ApiError("conflict", "resume names a session that still lives; send an offer to it instead.")
         session = LiveSession(
-            id=secrets.token_urlsafe(12),
+            id=resume.id if resume else secrets.token_urlsafe(12),
             wanted=wanted,
             avatar=avatar,
             portrait=portrait,
-            tokens=self.authority.issue(),
+            tokens=self.authority.issue(resume.token, resume.view_token) if resume else self.authority.issue(),
             around=self._around,
             release=slot.release,
         )

@@ -234,7 +234,7 @@ class LiveSession:
                 audio=f"{base}/audio",
                 realtime=f"v1/realtime?session={self.id}",
                 page="",
-                obs=f"obs/{self.id}",
+                obs=f"obs/{self.id}?token={self.tokens.view}",
             ),
             media=self.media(),
         )

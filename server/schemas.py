@@ -28,6 +28,14 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class Resumed(_Body):
+    """A session that ended with its server: the new one takes over its name, so that every address stays good."""
+
+    id: str = Field(pattern=r"^[A-Za-z0-9_-]{16,64}$", description="The old session's id")
+    token: str = Field(pattern=r"^[A-Za-z0-9_-]{32,128}$", description="The old session's control token")
+    view_token: str = Field(pattern=r"^[A-Za-z0-9_-]{32,128}$", description="The old session's view token")
+
+
 class NewSession(_Body):
     """What a session is made of."""
 
@@ -39,6 +47,7 @@ class NewSession(_Body):
         description="What is spoken: the microphone, only pushed speech, or the answers of agent.url",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of noise and idle motion")
+    resume: Resumed | None = Field(None, description="Take over id and tokens of a session that is gone")
 
 
 class SessionChange(_Body):

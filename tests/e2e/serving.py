@@ -32,19 +32,20 @@ class Server:
     Args:
         config: a configuration's name, or one as a mapping, which is written to a file first.
         env: additional environment.
+        port: 0 takes any free one.
 
     Raises:
         AssertionError: it did not get ready; the text ends with what it printed.
     """
 
-    def __init__(self, config: str | dict[str, Any], env: dict[str, str] | None = None) -> None:
+    def __init__(self, config: str | dict[str, Any], env: dict[str, str] | None = None, port: int = 0) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="avatarcast-e2e-")
         name = config
         if not isinstance(config, str):
             path = Path(self._folder.name) / "config.yaml"
             path.write_text(yaml.safe_dump(config), encoding="utf-8")
             name = str(path)
-        command = [sys.executable, "-m", "server.cli", "serve", "--config", str(name), "--port", "0"]
+        command = [sys.executable, "-m", "server.cli", "serve", "--config", str(name), "--port", str(port)]
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -76,6 +77,13 @@ class Server:
     def get(self, path: str, headers: dict[str, str] | None = None) -> Any:
         """The JSON at a path."""
         request = urllib.request.Request(self.url + path, headers=headers or {})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON answer to a JSON body."""
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
 

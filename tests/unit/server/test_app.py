@@ -257,9 +257,40 @@ async def test_pages_are_served_and_nothing_else(server: Running) -> None:
         check_problem(await server.http.get(path), 404, "not_found")
 
 
+async def test_a_session_that_is_gone_is_resumed_under_its_old_name(server: Running) -> None:
+    made = await server.open(avatar="mei")
+    old = {key: made[key] for key in ("id", "token", "view_token")}
+    assert made["urls"]["obs"] == f"obs/{made['id']}?token={made['view_token']}"
+    refused = await server.http.post("/v1/sessions", json={"resume": old})
+    assert "still lives" in check_problem(refused, 409, "conflict")
+    assert (await server.http.delete(f"/v1/sessions/{made['id']}")).status_code == 204
+    again = await server.open(avatar="jonas", resume=old)
+    assert {key: again[key] for key in old} == old
+    assert again["urls"] == made["urls"]
+    short = await server.http.post("/v1/sessions", json={"resume": {**old, "token": "guessable"}})
+    assert "token" in check_problem(short, 400, "bad_request")
+
+
+async def test_whoever_asks_to_watch_does_not_become_the_speaker(server: Running) -> None:
+    made = await server.open()
+    path = f"/v1/sessions/{made['id']}/offer"
+    body = {"sdp": await make_offer(), "type": "offer"}
+    assert (await server.http.post(path, params={"watch": "1"}, json=body)).status_code == 200
+    late = await server.http.patch(path, json={"candidates": []})
+    check_problem(late, 409, "conflict")  # no speaker yet
+    assert (await server.http.patch(path, params={"watch": "1"}, json={"candidates": []})).status_code == 204
+
+
+@pytest.mark.parametrize("path", ["/kiosk", "/dashboard", "/obs/live"])
+async def test_every_page_is_served(server: Running, path: str) -> None:
+    page = await server.http.get(path)
+    assert page.headers["content-type"].startswith("text/html")
+    assert "static/style.css" in page.text
+
+
 @pytest.mark.parametrize(
     "path",
-    ["/kiosk", "/obs/x", "/dashboard", "/v1/sessions/x/outputs"],
+    ["/v1/sessions/x/outputs"],
 )
 async def test_doors_of_later_versions_say_so(server: Running, path: str) -> None:
     assert "not built into this version" in check_problem(await server.http.get(path), 404, "not_found")
