@@ -49,6 +49,14 @@ class FusedAttention(Attention):
         return self.heads(self.norm_q(q)), self.heads(self.norm_k(k)), self.heads(v)
 
 
+class SigmoidGELU(nn.Module):
+    """GELU in its tanh form, spelt with a sigmoid: the same function, and a third of the instructions on a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * torch.sigmoid(1.5957691216057308 * wide * (1 + 0.044715 * wide * wide))).to(x.dtype)
+
+
 def best_attention(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Prefer cuDNN's attention on a GPU; what it does not take goes to the next kernel that does."""
     return sdpa_kernel(_ATTENTION, set_priority=True) if device.type == "cuda" else contextlib.nullcontext()
@@ -131,6 +139,7 @@ def speed_up(dit: DiT, *, fp8: bool = False, backend: str | None = "inductor") -
     for block in dit.blocks:
         if not isinstance(block.self_attn, FusedAttention):
             block.self_attn = FusedAttention(block.self_attn)
+        block.ffn[1] = SigmoidGELU()
     if fp8:
         quantise(dit)
     dit.forward = CompiledPass(dit, backend)

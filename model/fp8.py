@@ -31,7 +31,7 @@ EXCLUDED = (
 def to_fp8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """[..., rows, n] to e4m3 of the same shape and float32 scales [..., rows, 1], so that values * scales are x."""
     scale = x.abs().amax(-1, keepdim=True).float().clamp_min(1e-12) / LARGEST
-    return (x.float() / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale
+    return (x.float() * scale.reciprocal()).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale
 
 
 class Fp8Linear(nn.Module):

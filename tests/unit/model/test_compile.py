@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from model.compile import _rotate, _wide, speed_up
 from model.config import StreamConfig
@@ -59,7 +60,7 @@ def test_fp8_stays_within_its_tolerance_compiled_or_not(plain):
 
 def test_all_blocks_share_the_compiled_code(plain):
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     dit = copy.deepcopy(plain[0])
     speed_up(dit, backend=counter)
     rollout(dit)
@@ -78,21 +79,20 @@ def test_only_remembering_leaves_the_latents_alone(plain):
     speed_up(dit, backend=None)
     clip = Clip.make(SMALL, 1, 1)
     caches = []
-    for model in (plain[0], dit):
-        stream = Stream(model, clip, STREAM)
-        stream.begin(0, 7)
-        args = (
-            clip.noisy[:, 0],
-            model.step_modulation(torch.tensor(10.0)),
-            stream.text,
-            model.audio_condition(clip.audio[:, None, :, :, :12]),
-            model.pose(None, 3, 4, 8),
-            model.block_rotation(0, 3, 4, 8),
-            stream.rings[0],
-        )
-        with torch.no_grad():
-            assert model(*args, only_remember=True) is clip.noisy[:, 0] or model(*args, only_remember=True).equal(
-                clip.noisy[:, 0]
+    with torch.inference_mode():
+        for model in (plain[0], dit):
+            stream, latents = Stream(model, clip, STREAM), clip.noisy[:, 0]
+            stream.begin(0, 7)
+            out = model(
+                latents,
+                model.step_modulation(torch.tensor(10.0)),
+                stream.text,
+                model.audio_condition(clip.audio[:, None, :, :, :12]),
+                model.pose(None, 3, 4, 8),
+                model.block_rotation(0, 3, 4, 8),
+                stream.rings[0],
+                only_remember=True,
             )
-        caches.append(stream.rings[0])
+            assert out is latents
+            caches.append(stream.rings[0])
     assert error(caches[1].k, caches[0].k) < 2e-5 and error(caches[1].v, caches[0].v) < 2e-5
