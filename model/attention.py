@@ -51,6 +51,10 @@ class Attention(nn.Module):
         """Context [B, K, D] to normed keys and values [B, K, N, d]."""
         return self.heads(self.norm_k(self.k(context))), self.heads(self.v(context))
 
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, ..., D] to normed queries and keys, and values, [B, T, N, d] each."""
+        return self.queries(x), *self.keys_values(x)
+
     def cross(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend from x [B, ..., D] to prepared keys and values; the result has x's shape."""
         return self.o(attend(self.queries(x), k, v)).view(x.shape)

@@ -149,8 +149,13 @@ class AudioInjector(nn.Module):
 
     def forward(self, index: int, x: Tensor, sound: Injection, mask: Tensor | None) -> Tensor:
         """x [B, F, S, D] plus what injector `index` hears."""
-        y = self.modulated(x, sound)
-        out = self.injector[index].cross(y.flatten(0, 2), sound.k, sound.v).view(y.shape)
+        return self.hear(self.injector[index], x, sound, mask)
+
+    @staticmethod
+    def hear(injector: Attention, x: Tensor, sound: Injection, mask: Tensor | None) -> Tensor:
+        """x [B, F, S, D] plus what one injector hears."""
+        y = AudioInjector.modulated(x, sound)
+        out = injector.cross(y.flatten(0, 2), sound.k, sound.v).view(y.shape)
         if mask is not None:
             return x + (out * mask.to(out.dtype)).sum(1)
         assert y.shape[1] == 1, "several speakers need a mask"

@@ -117,7 +117,7 @@ class Block(nn.Module):
     def qkv(self, x: Tensor, m: Modulation) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, F, S, D] to normed, unrotated queries and keys, and values: [B, F S, N, d] each."""
         y = modulate(x, m.scale1, m.shift1, self.eps)
-        return self.self_attn.queries(y), *self.self_attn.keys_values(y)
+        return self.self_attn.queries_keys_values(y)
 
     def finish(self, x: Tensor, attended: Tensor, m: Modulation, text: tuple[Tensor, Tensor]) -> Tensor:
         """Residual x [B, F, S, D] and attention output [B, F S, D] to the block's output [B, F, S, D]."""
@@ -343,9 +343,13 @@ class DiT(nn.Module):
             x = self.inject(index, x, audio)
         return self.head(x, step.head_scale, step.head_shift, rows)
 
+    def injector_of(self, layer: int) -> int | None:
+        """Number of the injector behind block `layer`, None where there is none."""
+        return self._injector_of.get(layer)
+
     def inject(self, layer: int, x: Tensor, audio: AudioCondition) -> Tensor:
         """Add what block `layer`'s injector hears to x [B, F, S, D]; blocks without one pass it through."""
-        index = self._injector_of.get(layer)
+        index = self.injector_of(layer)
         if index is None:
             return x
         return self.audio_injector(index, x, audio.injections[index], audio.mask)

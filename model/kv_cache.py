@@ -117,11 +117,7 @@ class RollingCache(State):
             Keys and values [B, C + filled * L, N, d], the current block included. Where `k` carries a gradient they
             are copies, so that the buffers stay out of the graph.
         """
-        filled = max(len(self.blocks), self.slot + 1)
-        key = (self.slot, filled)
-        if key not in self._views:
-            self._views[key] = self._layer_views(*key)
-        into_k, into_v, all_k, all_v, *rest = self._views[key][layer]
+        into_k, into_v, all_k, all_v, *rest = self.views(layer)
         if k.requires_grad:
             before_k, before_v, after_k, after_v = rest
             result = torch.cat([before_k, k, after_k], 1), torch.cat([before_v, v, after_v], 1)
@@ -131,6 +127,17 @@ class RollingCache(State):
         into_k.copy_(k)
         into_v.copy_(v)
         return all_k, all_v
+
+    def views(self, layer: int) -> tuple[Tensor, ...]:
+        """Slices of both buffers that matter to a layer while the current block runs, keys before values.
+
+        The slot to write, then all that attention sees (without a copy), what lies before the slot, what lies behind.
+        """
+        filled = max(len(self.blocks), self.slot + 1)
+        key = (self.slot, filled)
+        if key not in self._views:
+            self._views[key] = self._layer_views(*key)
+        return self._views[key][layer]
 
     def _layer_views(self, slot: int, filled: int) -> list[tuple[Tensor, ...]]:
         """Slices per layer, made once per (slot, filled): the hot path then only copies."""

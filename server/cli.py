@@ -151,6 +151,34 @@ def bench_live(
     return run_live(load_config(config), LiveBench(seconds=seconds, audio=audio), as_json=as_json)
 
 
+@bench.command("dit")
+def bench_dit(
+    size: Annotated[str, typer.Option("--size", help="Picture size, multiples of 16.")] = "704x384",
+    dtype: Annotated[str, typer.Option("--dtype", help="Linear layers in fp8 or bf16.")] = "fp8",
+    blocks: Annotated[int, typer.Option("--blocks", help="Measured blocks, after the rings are full.")] = 10,
+    layers: Annotated[int, typer.Option("--layers", help="Of the 40 transformer layers.")] = 40,
+    quality: Annotated[bool, typer.Option("--quality", help="Compare with the plain transformer.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="List the longest kernels.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Neither fused nor compiled.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """The 14B transformer with random weights: time of a pass, share of the device's ceiling, memory."""
+    from model.bench_dit import DiTBench, run_bench, size_of
+
+    width, height = size_of(size)
+    bench = DiTBench(
+        width=width,
+        height=height,
+        dtype=dtype,
+        blocks=blocks,
+        layers=layers,
+        quality=quality,
+        profile=profile,
+        plain=plain,
+    )
+    return run_bench(bench, as_json=as_json)
+
+
 @app.command(context_settings=_PASS_ON, add_help_option=False)
 def train(context: typer.Context) -> int:
     """Make the tiny checkpoint, stage by stage (`avatarcast train --help`)."""

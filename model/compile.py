@@ -1,0 +1,145 @@
+"""The transformer's pass, compiled: what lies between two matrix products becomes one kernel.
+
+Applied from outside: `speed_up` changes a loaded `DiT` in place, and whoever calls it (denoiser, generator, benchmarks)
+notices nothing but the time. Three things happen. Queries, keys and values of self-attention come out of one product.
+Linear layers go to fp8 on request. And `forward` is replaced by `CompiledPass`, which compiles a block's two halves
+around self-attention and its audio injection once each, all blocks sharing the code: norm, modulation and
+quantisation; query/key norm, rotation and the write into the ring; gate, residual, the next norm. Self-attention itself
+stays a call of its own, to cuDNN's kernel where there is one. Nothing in a pass waits for the device.
+
+The rotation is written without complex numbers and without a copy per pair, which the compiler handles well; it equals
+`model.rope.rotate`. Prefill is not compiled: it runs once a portrait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from model.attention import Attention, attend
+from model.audio_tokens import AudioCondition, AudioInjector
+from model.dit import Block, DiT, Modulation, StepModulation, TextKV
+from model.fp8 import quantise
+from model.kv_cache import RollingCache
+from model.rope import Rotation
+
+_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+class FusedAttention(Attention):
+    """Self-attention whose three input projections are one; made from a loaded `Attention`."""
+
+    def __init__(self, plain: Attention) -> None:
+        nn.Module.__init__(self)
+        self.num_heads, self.norm_q, self.norm_k, self.o = plain.num_heads, plain.norm_q, plain.norm_k, plain.o
+        parts = (plain.q, plain.k, plain.v)
+        with torch.device("meta"):
+            self.qkv = nn.Linear(plain.q.in_features, sum(part.out_features for part in parts))
+        self.qkv.weight = nn.Parameter(torch.cat([part.weight for part in parts]), requires_grad=False)
+        self.qkv.bias = nn.Parameter(torch.cat([part.bias for part in parts]), requires_grad=False)
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, ..., D] to normed queries and keys, and values, [B, T, N, d] each."""
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.heads(self.norm_q(q)), self.heads(self.norm_k(k)), self.heads(v)
+
+
+class SigmoidGELU(nn.Module):
+    """GELU in its tanh form, spelt with a sigmoid: the same function, and a third of the instructions on a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * torch.sigmoid(1.5957691216057308 * wide * (1 + 0.044715 * wide * wide))).to(x.dtype)
+
+
+def best_attention(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Prefer cuDNN's attention on a GPU; what it does not take goes to the next kernel that does."""
+    return sdpa_kernel(_ATTENTION, set_priority=True) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _wide(by: Rotation) -> tuple[Tensor, Tensor]:
+    """Factors per channel instead of per pair, [T, 1, d] each; the sine carries the sign of its channel."""
+    cos, sin = by.cos, by.sin
+    return torch.stack([cos, cos], -1).flatten(-2)[..., None, :], torch.stack([-sin, sin], -1).flatten(-2)[..., None, :]
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rope.rotate` of x [B, T, N, d] with factors as `_wide` gives them."""
+    wide = x.float()
+    return (wide * cos + wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) * sin).to(x.dtype)
+
+
+def _project(
+    block: Block, x: Tensor, m: Modulation, cos: Tensor, sin: Tensor, into_k: Tensor, into_v: Tensor
+) -> Tensor:
+    """First half of a block: writes keys and values into the ring's slot, returns rotated queries [B, T, N, d]."""
+    q, k, v = block.qkv(x, m)
+    into_k.copy_(_rotate(k, cos, sin))
+    into_v.copy_(v)
+    return _rotate(q, cos, sin)
+
+
+class CompiledPass:
+    """`DiT.forward` in compiled parts; same arguments, same result up to rounding. Inference only."""
+
+    def __init__(self, dit: DiT, backend: str | None = "inductor") -> None:
+        """
+        Args:
+            dit: loaded, in its final dtype and place.
+            backend: of `torch.compile`; None runs the parts as they are.
+        """
+        self._dit = dit
+        wrap: Callable[[Any], Any] = lambda f: f  # noqa: E731
+        if backend is not None:
+            wrap = lambda f: torch.compile(f, backend=backend, dynamic=False, fullgraph=True)  # noqa: E731
+        self._project, self._finish, self._hear = wrap(_project), wrap(Block.finish), wrap(AudioInjector.hear)
+
+    def __call__(
+        self,
+        x: Tensor,
+        step: StepModulation,
+        text: TextKV,
+        audio: AudioCondition,
+        pose: Tensor,
+        by: Rotation,
+        cache: RollingCache,
+        only_remember: bool = False,
+    ) -> Tensor:
+        """As `DiT.forward`."""
+        dit, noisy = self._dit, x
+        rows, last = x.shape[-2] // dit.cfg.patch, len(dit.blocks) - 1
+        cos, sin = _wide(by)
+        x = dit.patch_embedding(x) + pose
+        with best_attention(x.device):
+            for index, (block, m) in enumerate(zip(dit.blocks, step.blocks, strict=True)):
+                into_k, into_v, k, v = cache.views(index)[:4]
+                q = self._project(block, x, m, cos, sin, into_k, into_v)
+                if only_remember and index == last:
+                    return noisy
+                x = self._finish(block, x, attend(q, k, v), m, text[index])
+                heard = dit.injector_of(index)
+                if heard is not None:
+                    x = self._hear(dit.audio_injector.injector[heard], x, audio.injections[heard], audio.mask)
+        return dit.head(x, step.head_scale, step.head_shift, rows)
+
+
+def speed_up(dit: DiT, *, fp8: bool = False, backend: str | None = "inductor") -> None:
+    """Change a loaded transformer in place for fast inference.
+
+    Args:
+        dit: in its final dtype and on its final device, LoRA merged.
+        fp8: also quantise its linear layers.
+        backend: of `torch.compile`; None leaves out the compiler.
+    """
+    for block in dit.blocks:
+        if not isinstance(block.self_attn, FusedAttention):
+            block.self_attn = FusedAttention(block.self_attn)
+        block.ffn[1] = SigmoidGELU()
+    if fp8:
+        quantise(dit)
+    dit.forward = CompiledPass(dit, backend)
