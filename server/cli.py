@@ -120,6 +120,15 @@ def generate(
     return run_generate(load_config(config), wish, as_json=as_json)
 
 
+@app.command()
+def doctor(config: ConfigOption = "tiny", as_json: JsonOption = False) -> int:
+    """Check GPU, checkpoint files, port, codecs and ICE servers; exit code 1 if something is wrong."""
+    from server.config import load_config
+    from server.doctor import run_doctor
+
+    return run_doctor(load_config(config), as_json=as_json)
+
+
 @bench.command("live")
 def bench_live(
     config: ConfigOption = "tiny",
