@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig, RunConfig
@@ -33,6 +34,9 @@ from model.vae import Still
 from model.weights import load_weights
 
 log = logging.getLogger(__name__)
+
+SHORTEST_SOUND = 1_600
+"""Samples at 16 kHz that a whole file must have at least."""
 
 
 @dataclass(slots=True)
@@ -56,6 +60,8 @@ class Session:
     """The decoder's memory, of the VAE's own kind."""
     level: Any
     """What the speech encoder carries, of its own kind."""
+    columns: Tensor | None
+    """[1, states, D, pictures] of a whole file, where the session was opened with one."""
     noise: NoiseSource
     motion: MotionController | None
     last_block: int
@@ -110,7 +116,12 @@ class Generator:
 
     @torch.inference_mode()
     def open(self, spec: SessionSpec) -> SessionInfo:
-        """Fit the portrait, encode the prompt, fill the condition cache; a session of that name is replaced."""
+        """Fit the portrait, encode the prompt, fill the condition cache; a session of that name is replaced.
+
+        Raises:
+            PortraitError, ModelError: the picture, or the whole file where one is given, cannot serve.
+            UnsupportedError: a whole file is given, but the checkpoint's speech encoder hears windows only.
+        """
         portrait = self._portrait(spec.image)
         text = self._prompt(spec.prompt)
         shape = (self.config.dit.in_dim, self._frames, *self._size)
@@ -123,6 +134,7 @@ class Generator:
             stream=self._start(text, portrait),
             vae=portrait.still.state,
             level=self.audio.listen(spec.first_block),
+            columns=None if spec.sound is None else self._file_columns(spec.sound),
             noise=NoiseSource(spec.seed, shape, self._noise, self.geometry.blocks_per_clip),
             motion=motion,
             last_block=spec.first_block - 1,
@@ -165,8 +177,7 @@ class Generator:
         self._check(request, session)
         applied = self._apply(session, request.block)
         start = time.perf_counter()
-        window = torch.from_numpy(np.ascontiguousarray(request.window))[None].to(self._device)
-        audio = self.dit.audio_condition(self.audio.window_features(window, request.block, session.level)[:, None])
+        audio = self.dit.audio_condition(self._columns(session, request)[:, None])
         heard = time.perf_counter()
         distance = self.config.stream.sink_distance
         if distance == "random":
@@ -225,6 +236,28 @@ class Generator:
         elif text is not None:
             self.denoiser.recondition(session.stream, text=text)
         return tuple(name for name, change in (("prompt", text), ("image", portrait)) if change is not None)
+
+    def _columns(self, session: Session, request: BlockRequest) -> Tensor:
+        """What the block's pictures hear: [1, states, D, frames_per_block]."""
+        if session.columns is None:
+            window = torch.from_numpy(np.ascontiguousarray(request.window))[None].to(self._device)
+            return self.audio.window_features(window, request.block, session.level)
+        count = self.geometry.frames_per_block
+        columns = session.columns[..., request.block * count :][..., :count]
+        return F.pad(columns, (0, count - columns.shape[3]))
+
+    def _file_columns(self, sound: np.ndarray) -> Tensor:
+        if not hasattr(self.audio, "file_features"):
+            raise UnsupportedError(
+                f"checkpoint {self.config.name} hears windows only; whole files (parity) need the published one"
+            )
+        good = sound.ndim == 1 and sound.dtype == np.float32 and bool(np.isfinite(sound).all())
+        if not good or len(sound) < SHORTEST_SOUND:
+            raise ModelError(
+                f"the sound is {sound.dtype} {list(sound.shape)}; send at least {SHORTEST_SOUND} finite float32 samples"
+            )
+        wave = torch.from_numpy(np.ascontiguousarray(sound)).to(self._device)
+        return self.audio.file_features(wave, self.geometry.frames_per_block * self.geometry.blocks_per_clip)
 
     def _pose(self, session: Session, request: BlockRequest) -> Tensor:
         if session.motion is None:

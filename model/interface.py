@@ -56,6 +56,9 @@ class SessionSpec:
     seed: int = 0
     first_block: int = 0
     """Block index at which the stream (re)starts; positions and noise continue from it."""
+    sound: np.ndarray | None = None
+    """For parity with the published pipelines: a whole file, [samples] float32 at 16 kHz. It is levelled and encoded at
+    once, as they do, and the blocks' windows steer posture only. None: every block is heard through its window."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from model.config import ModelConfig, RunConfig
+from model.errors import ModelError, UnsupportedError
 from model.generator import Generator, load_model
 from model.interface import BlockRequest, SessionSpec, SessionUpdate
 from model.profile import Profile
@@ -141,3 +142,36 @@ def test_one_file_holds_it_and_it_is_timed(tmp_path: Path, tokenizer: Path) -> N
     save_checkpoint(path, modules(cfg, tokenizer), cfg, {})
     model = load_model(RunConfig(checkpoint=str(path), dtype="float32", threads=1))
     assert model.info.name == "published mini" and model.info.block_s > 0
+
+
+def test_a_whole_file_is_heard_as_published(tokenizer: Path) -> None:
+    model = generator(tokenizer)
+    sound = np.random.default_rng(1).normal(0.01, 0.1, 20_000).astype(np.float32)
+    model.open(SessionSpec(session="s", image=face(), sound=sound))
+    session, wanted = model._sessions["s"], model.audio.file_features(torch.from_numpy(sound), 48)
+    assert wanted.shape == (1, 3, 16, 48)
+    for block in (0, 2, 3):
+        torch.testing.assert_close(
+            model._columns(session, request(model, block)), wanted[..., 12 * block : 12 * block + 12]
+        )
+    beyond = model._columns(session, request(model, 4))
+    assert beyond.shape == (1, 3, 16, 12) and not beyond.any()
+    frames = model.step(request(model, 0)).frames
+    model.open(SessionSpec(session="s", image=face(), sound=sound))
+    np.testing.assert_array_equal(model.step(request(model, 0, seed=5)).frames, frames)
+
+
+@pytest.mark.parametrize("sound", [np.zeros(100, np.float32), np.zeros(9000), np.full(9000, np.nan, np.float32)])
+def test_a_file_that_cannot_serve_is_refused(tokenizer: Path, sound: np.ndarray) -> None:
+    model = generator(tokenizer)
+    with pytest.raises(ModelError, match="the sound is float"):
+        model.open(SessionSpec(session="s", image=face(), sound=sound))
+
+
+def test_the_tiny_kind_hears_windows_only() -> None:
+    from tests.unit.model import small_model
+
+    cfg = small_model.config()
+    model = Generator(cfg, small_model.modules(cfg), Profile.untimed(cfg))
+    with pytest.raises(UnsupportedError, match="hears windows only"):
+        model.open(SessionSpec(session="s", image=face(), sound=np.zeros(9000, np.float32)))
