@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 import model.released as released
 from model.config import RunConfig
 from model.errors import CheckpointError
-from model.forge import LORA, forge, random_modules, random_tensor
+from model.forge import LORA, forge, forged_config, random_modules, random_tensor, shapes_of
 from model.generator import load_model
 from model.interface import BlockRequest, SessionSpec
+from model.lora import target_modules
 from model.released import INDEX, SPEECH, TEXT, TOKENIZER, VAE, convert, load_released, survey
 from model.tensor_files import entries_of
 
@@ -285,3 +286,14 @@ def test_forge_and_loader_need_no_network_packages() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert run.returncode == 0, run.stderr
     assert not run.stdout.strip()
+
+
+def test_the_14b_has_the_published_tensors() -> None:
+    """Counts as published; the speech encoder is without its mask embedding (1024), which serves training only."""
+    shapes = shapes_of(forged_config("14b"))
+    counts = {part: (len(s), sum(torch.Size(shape).numel() for shape in s.values())) for part, s in shapes.items()}
+    assert counts["dit"] == (1260, 16_295_755_609) and counts["vae"] == (194, 126_892_531)
+    assert counts["text"][0] == 242 and counts["audio"][1] == 315_438_720 - 1024
+    layers = target_modules(shapes["dit"])
+    assert len(layers) == 448
+    assert sum(128 * sum(shapes["dit"][f"{layer}.weight"]) for layer in layers) == 676_331_520
