@@ -423,7 +423,11 @@ class RunConfig:
     """Which checkpoint to load and how to run it on this machine."""
 
     checkpoint: str = "tiny"
-    """`tiny` is the one that ships with the project; otherwise the path of a .safetensors file."""
+    """`tiny` ships with the project; otherwise a .safetensors file, a released folder, or random:mini, random:14b."""
+    lora: str = ""
+    """Adapter merged into a released folder: its file, or the folder that holds it; empty for none."""
+    lora_alpha: float = 64.0
+    """Scale of the adapter times its rank, which its file does not tell; 64 for the published one."""
     size: str = "auto"
     """Picture size, for example 256x256 (width x height); auto takes the checkpoint's own."""
     steps: Literal["auto", "full", "light"] = "auto"
@@ -440,6 +444,12 @@ class RunConfig:
         _check(
             self.dtype in ("auto", "float32", "bfloat16"),
             f"dtype is {self.dtype!r}; choose auto, float32 or bfloat16",
+        )
+        _check(self.lora_alpha > 0, f"lora_alpha is {self.lora_alpha}; use a positive number, 64 for the published one")
+        is_folder = not self.checkpoint.endswith(".safetensors") and self.checkpoint not in ("tiny",)
+        _check(
+            not self.lora or (is_folder and not self.checkpoint.startswith("random:")),
+            f"lora is {self.lora!r} but checkpoint {self.checkpoint!r} takes no adapter; name a released folder",
         )
         _check(self.threads >= 0, f"threads is {self.threads}; use 0 for all cores, or a number above 0")
         _check(0 < self.load <= 1, f"load is {self.load}; choose a value above 0 and up to 1")

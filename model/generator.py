@@ -31,7 +31,7 @@ from model.profile import Profile, choose_profile
 from model.sampler import NoiseSource
 from model.seams import soften_seam
 from model.vae import Still
-from model.weights import checkpoint_path, load_checkpoint
+from model.weights import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -314,7 +314,7 @@ def load_model(
     try:
         if not isinstance(run, RunConfig):
             run = RunConfig.from_dict(dict(run or {}))
-        config, modules = load_checkpoint(checkpoint_path(run.checkpoint))
+        config, modules = load_weights(run)
         if run.picture_size is not None:
             config = replace(config, width=run.picture_size[0], height=run.picture_size[1])
         profile = choose_profile(config, modules, run)

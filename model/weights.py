@@ -19,11 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.component_config import UMT5TextConfig, WanVAEConfig, XLSRAudioConfig
-from model.config import ModelConfig
+from model.config import ModelConfig, RunConfig
 from model.errors import CheckpointError
 
 FORMAT = "avatarcast-1"
 PARTS = ("dit", "vae", "audio", "text")
+RANDOM = "random:"
 _SCALE = ".scale"
 
 
@@ -132,9 +133,28 @@ def save_checkpoint(
 
 def checkpoint_path(name: str) -> Path:
     """`tiny` and other bare names are files of this package; anything else is a path."""
-    if "/" not in name and "\\" not in name and not name.endswith(".safetensors"):
-        return Path(__file__).parent / "checkpoints" / f"{name}.safetensors"
-    return Path(name).expanduser()
+    packaged = Path(__file__).parent / "checkpoints" / f"{name}.safetensors"
+    is_bare = "/" not in name and "\\" not in name and not name.endswith(".safetensors")
+    return packaged if is_bare and (packaged.is_file() or not Path(name).is_dir()) else Path(name).expanduser()
+
+
+def load_weights(run: RunConfig) -> tuple[ModelConfig, dict[str, nn.Module]]:
+    """Modules of whatever `run.checkpoint` names: a file of this program, a released folder, or random weights.
+
+    Raises:
+        CheckpointError: one sentence naming the file, and the key where one is at fault.
+    """
+    dtype = torch.bfloat16 if run.dtype == "bfloat16" else torch.float32
+    if run.checkpoint.startswith(RANDOM):
+        from model.forge import random_modules
+
+        return random_modules(run.checkpoint.removeprefix(RANDOM), dtype=dtype)
+    path = checkpoint_path(run.checkpoint)
+    if path.is_dir():
+        from model.released import load_released
+
+        return load_released(path, adapter=run.lora or None, alpha=run.lora_alpha, dtype=dtype)
+    return load_checkpoint(path)
 
 
 def read_metadata(path: str | Path) -> tuple[ModelConfig, dict[str, Any]]:

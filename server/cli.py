@@ -110,13 +110,16 @@ def generate(
     config: ConfigOption = "tiny",
     base_seed: Annotated[int, typer.Option("--base_seed", help="Seed of noise and idle motion.")] = 0,
     size: Annotated[str | None, typer.Option("--size", help="Picture size, for example 256x256.")] = None,
+    ckpt_dir: Annotated[str | None, typer.Option("--ckpt_dir", help="Released folder, or random:mini.")] = None,
+    lora: Annotated[str | None, typer.Option("--lora_path_dmd", help="Adapter for a released folder.")] = None,
     as_json: JsonOption = False,
 ) -> int:
     """Make an MP4 of a portrait that speaks a sound file."""
     from server.config import load_config
     from server.generate import FilmWish, run_generate
 
-    wish = FilmWish(image=image, audio=audio, out=out, prompt=prompt, base_seed=base_seed, size=size)
+    where = {"ckpt_dir": ckpt_dir, "lora": lora}
+    wish = FilmWish(image=image, audio=audio, out=out, prompt=prompt, base_seed=base_seed, size=size, **where)
     return run_generate(load_config(config), wish, as_json=as_json)
 
 
@@ -132,6 +135,15 @@ def say(
     from server.say import run_say
 
     return run_say(text, server=server, session=session, voice=voice, as_json=as_json)
+
+
+@app.command()
+def doctor(config: ConfigOption = "tiny", as_json: JsonOption = False) -> int:
+    """Check GPU, checkpoint files, port, codecs and ICE servers; exit code 1 if something is wrong."""
+    from server.config import load_config
+    from server.doctor import run_doctor
+
+    return run_doctor(load_config(config), as_json=as_json)
 
 
 @bench.command("live")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from model.errors import PortraitError
 from model.portrait import decode_image
-from server.config import Config
+from server.config import Config, ModelSection
 from server.errors import ConfigError
 from streaming.offline import FilmReport, Progress, generate
 
@@ -35,6 +35,10 @@ class FilmWish:
     """Seed of noise and idle motion."""
     size: str | None = None
     """Picture size, for example 256x256; None takes the configuration's."""
+    ckpt_dir: str | None = None
+    """Released folder, or another checkpoint; None takes the configuration's."""
+    lora: str | None = None
+    """Adapter for a released folder; None takes the configuration's."""
 
     def __post_init__(self) -> None:
         for name in ("image", "audio"):
@@ -64,12 +68,7 @@ def run_generate(config: Config, wish: FilmWish, *, as_json: bool) -> int:
         image = decode_image(wish.image.read_bytes())
     except PortraitError as error:
         raise PortraitError(f"--image is {wish.image}: {error}") from error
-    section = config.model
-    if wish.size is not None:
-        try:
-            section = replace(section, size=wish.size)
-        except ValueError as error:
-            raise ConfigError(f"--{error}") from error
+    section = _section(config, wish)
     print(f"loading {section.kind if section.kind == 'fake' else section.checkpoint} …", file=sys.stderr)
     from model.worker import load  # loads torch, in this process and only here
 
@@ -88,6 +87,18 @@ def run_generate(config: Config, wish: FilmWish, *, as_json: bool) -> int:
     meter.end()
     _tell(report, as_json)
     return 130 if report.interrupted else 0
+
+
+def _section(config: Config, wish: FilmWish) -> ModelSection:
+    """The configuration's model with what the command line says about it."""
+    changes = {"size": wish.size, "checkpoint": wish.ckpt_dir, "lora": wish.lora}
+    given = {name: value for name, value in changes.items() if value is not None}
+    if wish.ckpt_dir is not None:
+        given = {"kind": "checkpoint", "lora": "", **given}
+    try:
+        return replace(config.model, **given)
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error
 
 
 def _tell(report: FilmReport, as_json: bool) -> None:

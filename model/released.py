@@ -1,0 +1,447 @@
+"""The folder of a released checkpoint: checked from headers first, then loaded one tensor at a time.
+
+`survey` compares every name and shape with the modules that will run, built without memory, and tells all it finds;
+`avatarcast doctor` prints that list, `load_released` stops at its first failure. Loading goes file by file and tensor
+by tensor to the target device and precision, and merges an adapter on the way, so the host never holds more than one
+layer besides the target itself.
+
+    python -m model.released convert FOLDER --lora FILE OUT    writes a folder with the adapter merged
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from model.component_config import XLSRAudioConfig
+from model.config import DiTConfig, ModelConfig
+from model.errors import CheckpointError, ModelError
+from model.lora import AdapterPlan, merge_pair, plan_adapter
+from model.published import published
+from model.published_keys import umt5_key, umt5_sizes, wan_vae_key, wan_vae_sizes, xlsr_key
+from model.tensor_files import Entry, entries_of, reading, write_safetensors
+from model.weights import build_modules
+
+CONFIG = "config.json"
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+TEXT = "models_t5_umt5-xxl-enc-bf16.pth"
+VAE = "Wan2.1_VAE.pth"
+SPEECH = "wav2vec2-large-xlsr-53-english"
+TOKENIZER = "google/umt5-xxl"
+MERGED = "avatarcast_merged"
+"""Key of `config.json` that says which adapter a converted folder already holds."""
+ALPHA = 64.0
+"""Of the published adapter, whose file does not carry it; its rank is 128."""
+_STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found about one file."""
+
+    file: str
+    level: Literal["ok", "warn", "fail"]
+    text: str
+    """One sentence; of a failure with the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where one parameter comes from."""
+
+    path: Path
+    key: str
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """Everything that loading needs to know."""
+
+    config: ModelConfig
+    folder: Path
+    sources: dict[str, dict[str, Source]]
+    """Per part, by the name in its module."""
+    adapter: AdapterPlan | None
+    adapter_path: Path | None
+
+
+class _Survey:
+    """Collects findings; each file's check returns None where it failed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.findings: list[Finding] = []
+        self.merged: Any = None
+
+    def note(self, path: Path, level: Literal["ok", "warn", "fail"], text: str) -> None:
+        self.findings.append(Finding(str(path), level, text))
+
+    def attempt(self, path: Path, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except CheckpointError as error:
+            self.note(path, "fail", str(error))
+        except KeyError as error:
+            self.note(path, "fail", f"{path} lacks {error}; copy the released file")
+        except (ValueError, TypeError, AttributeError) as error:
+            self.note(path, "fail", f"{path}: {error}; copy the released file")
+        return None
+
+    def dit_sources(self) -> dict[str, Source] | None:
+        """The index followed, never the folder's listing."""
+        index = self.folder / INDEX
+        weight_map = self.attempt(index, lambda: dict(_json(index)["weight_map"]))
+        if weight_map is None:
+            return None
+        shards, failed = {}, False
+        for name in sorted({str(shard) for shard in weight_map.values()}):
+            path = self.folder / name
+            if path.name != name:
+                self.note(index, "fail", f"{index} points outside its folder ({name}); copy the released file")
+                return None
+            shards[name] = self.attempt(path, lambda path=path: entries_of(path))
+            failed = failed or shards[name] is None
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if path.name not in shards:
+                self.note(path, "fail", f"{path} is not in {INDEX}; remove it, or copy the index that belongs to it")
+                failed = True
+        for key, name in weight_map.items():
+            if shards[name] is not None and key not in shards[name]:
+                self.note(index, "fail", f"{index} places {key} in {name}, which lacks it; copy the index again")
+                return None
+        for name, entries in shards.items():
+            extra = sorted(key for key in entries or () if weight_map.get(key) != name)
+            if extra:
+                path = self.folder / name
+                self.note(path, "fail", f"{path} holds {extra[0]}, which {INDEX} does not place there; copy both again")
+                return None
+        if failed:
+            return None
+        return {key: Source(self.folder / name, key, shards[name][key]) for key, name in weight_map.items()}
+
+    def renamed(self, path: Path, rename: Callable[[str], str | None], strict: bool) -> dict[str, Source] | None:
+        """A single file's tensors under our names; unknown ones are an error, or with `strict` off left out."""
+
+        def work() -> dict[str, Source]:
+            sources: dict[str, Source] = {}
+            for key, entry in entries_of(path).items():
+                name = rename(key)
+                if name is None and strict:
+                    raise CheckpointError(f"{path} has the unknown tensor {key}; copy the released file")
+                if name is not None:
+                    sources[name] = Source(path, key, entry)
+            return sources
+
+        return self.attempt(path, work)
+
+    def speech_config(self) -> XLSRAudioConfig | None:
+        path, front = self.folder / SPEECH / CONFIG, self.folder / SPEECH / "preprocessor_config.json"
+
+        def check_front() -> bool:
+            values = _json(front)
+            for name, wanted in (("sampling_rate", 16_000), ("do_normalize", True)):
+                if values.get(name) != wanted:
+                    raise CheckpointError(f"{front} has {name} {values.get(name)!r}; only {wanted!r} is supported")
+            return True
+
+        fine = self.attempt(front, check_front)
+        config = self.attempt(path, lambda: XLSRAudioConfig.from_published(_json(path)))
+        return config if fine else None
+
+    def tokenizer(self) -> None:
+        from model.umt5 import load_tokenizer
+
+        path = self.folder / TOKENIZER
+        if self.attempt(path, lambda: load_tokenizer(path)) is not None:
+            self.note(path, "ok", "the tokenizer can be read")
+
+    def compare(self, part: str, sources: Mapping[str, Source], wanted: Mapping[str, Tensor], path: Path) -> bool:
+        """Names and shapes of one part against its module."""
+        missing, extra = sorted(set(wanted) - set(sources)), sorted(set(sources) - set(wanted))
+        if missing:
+            text = f"{path} lacks {len(missing)} tensors of the {part}, first {missing[0]}; copy the released file"
+            self.note(path, "fail", text)
+        if extra:
+            first = sources[extra[0]]
+            text = f"{first.path} has {len(extra)} tensors too many, first {first.key}; check it against {CONFIG}"
+            self.note(first.path, "fail", text)
+        for name in sorted(set(wanted) & set(sources)):
+            source, shape = sources[name], list(wanted[name].shape)
+            if list(source.entry.shape) != shape:
+                text = f"{source.key} in {source.path} is {list(source.entry.shape)}, not {shape}; check {CONFIG}"
+                self.note(source.path, "fail", text)
+                return False
+            if source.entry.dtype not in _STORED:
+                text = f"{source.key} in {source.path} is {source.entry.dtype}; only F32, F16 and BF16 are supported"
+                self.note(source.path, "fail", text)
+                return False
+        if not missing and not extra:
+            text = f"{len(sources)} tensors of the {part} fit"
+            for file in sorted({source.path for source in sources.values()}):
+                self.note(file, "ok", text)
+        return not missing and not extra
+
+
+def survey(folder: str | Path, adapter: str | Path | None = None) -> tuple[list[Finding], LoadPlan | None]:
+    """Check a released folder, and an adapter, from headers alone.
+
+    Args:
+        folder: as released (see `docs/checkpoints.md`), or as `convert` writes it.
+        adapter: LoRA file, or a folder that holds one.
+
+    Returns:
+        All findings, and a plan where none is a failure.
+    """
+    folder = Path(folder).expanduser()
+    state = _Survey(folder)
+    if not folder.is_dir():
+        state.note(folder, "fail", f"checkpoint folder {folder} does not exist; name the folder of the released files")
+        return state.findings, None
+    text_path, vae_path, speech_path = folder / TEXT, folder / VAE, folder / SPEECH / "model.safetensors"
+    speech = state.speech_config()
+    layers = 25 if speech is None else speech.layers + 1
+    values = state.attempt(folder / CONFIG, lambda: dict(_json(folder / CONFIG)))
+    dit = None
+    if values is not None:
+        state.merged = values.pop(MERGED, None)
+        dit = state.attempt(folder / CONFIG, lambda: DiTConfig.from_published(values, audio_layers=layers))
+    vae_entries = state.attempt(vae_path, lambda: entries_of(vae_path))
+    text_entries = state.attempt(text_path, lambda: entries_of(text_path))
+    vae = text = None
+    if vae_entries is not None:
+        vae = state.attempt(vae_path, lambda: wan_vae_sizes({k: e.shape for k, e in vae_entries.items()}))
+    if text_entries is not None and dit is not None:
+        shapes = {k: e.shape for k, e in text_entries.items()}
+        text = state.attempt(text_path, lambda: umt5_sizes(shapes, max_len=dit.text_len))
+    sources = {
+        "dit": state.dit_sources(),
+        "vae": vae and state.renamed(vae_path, lambda key: wan_vae_key(key, vae.residual_blocks), True),
+        "audio": state.renamed(speech_path, lambda key: (own := xlsr_key(key)) and f"wav2vec2.{own}", False),
+        "text": text and state.renamed(text_path, umt5_key, True),
+    }
+    state.tokenizer()
+    config = None
+    if None not in (dit, vae, speech, text):
+        name = folder.resolve().name
+        config = state.attempt(folder / CONFIG, lambda: published(dit, vae, speech, text, name=name))
+    if config is None or None in sources.values():
+        return state.findings, None
+    return state.findings, _fit(state, config, sources, adapter)
+
+
+def _fit(state: _Survey, config: ModelConfig, sources: dict[str, Any], adapter: str | Path | None) -> LoadPlan | None:
+    with torch.device("meta"):
+        wanted = {part: module.state_dict() for part, module in build_modules(config).items()}
+    wanted["text"].pop("encoder.embed_tokens.weight")  # a second name of the shared embedding
+    paths = {"dit": INDEX, "vae": VAE, "audio": f"{SPEECH}/model.safetensors", "text": TEXT}
+    for part in wanted:
+        state.compare(part, sources[part], wanted[part], state.folder / paths[part])
+    plan, path = None, None
+    if adapter is not None:
+        path = _adapter_path(Path(adapter).expanduser())
+        plan = state.attempt(path, lambda: _plan_adapter(path, wanted["dit"], state.merged))
+        if plan is not None:
+            text = f"{len(plan.pairs)} layers are adapted, {len(plan.plain)} tensors replaced, none is left over"
+            state.note(path, "ok", text)
+    if any(finding.level == "fail" for finding in state.findings):
+        return None
+    return LoadPlan(config, state.folder, sources, plan, path)
+
+
+def _adapter_path(path: Path) -> Path:
+    found = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    return found[0] if len(found) == 1 else path
+
+
+def _plan_adapter(path: Path, wanted: Mapping[str, Tensor], merged: Any) -> AdapterPlan:
+    if merged is not None:
+        raise CheckpointError(f"the checkpoint already holds the adapter {merged}; load it without {path}")
+    shapes = {name: entry.shape for name, entry in entries_of(path).items()}
+    try:
+        return plan_adapter({name: tuple(t.shape) for name, t in wanted.items()}, shapes)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; copy it from the released checkpoint") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); copy it again") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is not a JSON object; copy the released file")
+    return values
+
+
+def plan_released(folder: str | Path, adapter: str | Path | None = None) -> LoadPlan:
+    """As `survey`, for callers that go on to load.
+
+    Raises:
+        CheckpointError: the first failure, one sentence naming file and key.
+    """
+    findings, plan = survey(folder, adapter)
+    if plan is None:
+        raise CheckpointError(next(finding.text for finding in findings if finding.level == "fail"))
+    return plan
+
+
+def stored_tensors(plan: LoadPlan, part: str, alpha: float, device: str | torch.device) -> Iterator[tuple[str, Tensor]]:
+    """One part's parameters in file order, on the device, in the stored precision, the adapter merged.
+
+    Raises:
+        CheckpointError: values are not finite.
+    """
+    adapter = plan.adapter if part == "dit" else None
+    with _reading_adapter(plan) as adapter_value:
+        for path, entries in _by_file(plan.sources[part]).items():
+            with reading(path) as value_of:
+                for name, source in entries:
+                    value = _owned(value_of(source.key), device)
+                    if adapter is not None and name in adapter.plain:
+                        value = _owned(adapter_value(adapter.plain[name]), device).to(value.dtype)
+                    if adapter is not None and name in adapter.pairs:
+                        a, b = (_owned(adapter_value(side), device) for side in adapter.pairs[name])
+                        value = merge_pair(value, a, b, alpha)
+                    if not bool(value.isfinite().all()):
+                        raise CheckpointError(f"{source.key} in {path} holds values that are not finite; copy it again")
+                    yield name, value
+                    del value  # before the next one is read
+
+
+def _reading_adapter(plan: LoadPlan) -> Any:
+    if plan.adapter_path is None:
+        return contextlib.nullcontext(None)
+    return reading(plan.adapter_path)
+
+
+def _owned(value: Tensor, device: str | torch.device) -> Tensor:
+    """A copy that no longer depends on the file."""
+    return torch.empty(value.shape, dtype=value.dtype, device=device).copy_(value)
+
+
+def load_released(
+    folder: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    alpha: float = ALPHA,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[ModelConfig, dict[str, nn.Module]]:
+    """Read a released folder into modules in evaluation mode.
+
+    Args:
+        folder: as for `survey`.
+        adapter: as for `survey`; merged on the way.
+        alpha: its scale times its rank.
+        device: where the modules live.
+        dtype: of the transformer and the text encoder; the VAE and the speech encoder are float32.
+
+    Raises:
+        CheckpointError: one sentence naming the file, and the key where one is at fault, before any weight is read.
+    """
+    plan = plan_released(folder, adapter)
+    tensors = lambda part: stored_tensors(plan, part, alpha, device)  # noqa: E731
+    modules = assemble(plan.config, tensors, dtype)
+    from model.umt5 import load_tokenizer
+
+    modules["text"].tokenizer = load_tokenizer(plan.folder / TOKENIZER)
+    return plan.config, modules
+
+
+def assemble(
+    config: ModelConfig, tensors: Callable[[str], Iterator[tuple[str, Tensor]]], dtype: torch.dtype
+) -> dict[str, nn.Module]:
+    """Modules built without memory and filled tensor by tensor.
+
+    Args:
+        config: what to build.
+        tensors: a part's parameters by name, on their device; names of one shared tensor may repeat it.
+        dtype: as for `load_released`.
+    """
+    with torch.device("meta"):
+        modules = build_modules(config)
+    for part, module in modules.items():
+        wanted = dtype if part in ("dit", "text") else torch.float32
+        for name, value in tensors(part):
+            place(module, name, value.to(wanted))
+        if part == "text":
+            module.encoder.embed_tokens.weight = module.shared.weight
+        bare = [name for name, value in module.state_dict().items() if value.is_meta]
+        assert not bare, f"{part}.{bare[0]} was not filled"
+    return modules
+
+
+def place(module: nn.Module, name: str, value: Tensor) -> None:
+    """Give a module one parameter's value."""
+    owner, _, leaf = name.rpartition(".")
+    module.get_submodule(owner)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+
+
+def convert(folder: str | Path, out: str | Path, adapter: str | Path, alpha: float = ALPHA) -> None:
+    """Write a folder in the released layout whose transformer has the adapter merged; it loads in one pass.
+
+    Raises:
+        CheckpointError: as `load_released`, or the output exists.
+    """
+    plan, out = plan_released(folder, adapter), Path(out).expanduser()
+    if out.exists():
+        raise CheckpointError(f"{out} exists; name a new folder")
+    unfinished = out.with_name(out.name + ".part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    ignored = shutil.ignore_patterns("*.safetensors", "*.index.json", "*.bin", "*.msgpack")
+    shutil.copytree(plan.folder, unfinished, ignore=ignored)
+    (unfinished / SPEECH).mkdir(exist_ok=True)
+    shutil.copy(plan.folder / SPEECH / "model.safetensors", unfinished / SPEECH)
+    values = _json(plan.folder / CONFIG)
+    values[MERGED] = plan.adapter_path.name if plan.adapter_path else None
+    (unfinished / CONFIG).write_text(json.dumps(values, indent=2), encoding="utf-8")
+    in_order = [entry for entries in _by_file(plan.sources["dit"]).values() for entry in entries]
+    shapes = {name: source.entry.shape for name, source in in_order}
+    stored = {_STORED[source.entry.dtype] for _, source in in_order}
+    dtype = torch.float32 if len(stored) > 1 else stored.pop()
+    name = "diffusion_pytorch_model-00001-of-00001.safetensors"
+    write_safetensors(unfinished / name, shapes, dtype, stored_tensors(plan, "dit", alpha, "cpu"))
+    index = {"metadata": {}, "weight_map": dict.fromkeys(shapes, name)}
+    (unfinished / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    unfinished.replace(out)
+
+
+def _by_file(sources: Mapping[str, Source]) -> dict[Path, list[tuple[str, Source]]]:
+    files: dict[Path, list[tuple[str, Source]]] = {}
+    for name, source in sources.items():
+        files.setdefault(source.path, []).append((name, source))
+    return files
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command in the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m model.released")
+    command = parser.add_subparsers(required=True).add_parser("convert", help="write a folder with an adapter merged")
+    command.add_argument("folder")
+    command.add_argument("out")
+    command.add_argument("--lora", required=True)
+    command.add_argument("--alpha", type=float, default=ALPHA)
+    given = parser.parse_args(arguments)
+    try:
+        convert(given.folder, given.out, given.lora, given.alpha)
+    except ModelError as error:
+        print(f"model.released: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,299 @@
+"""Forged folders in the released layout: they load exactly, and every damage is named before a weight is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import model.released as released
+from model.config import RunConfig
+from model.errors import CheckpointError
+from model.forge import LORA, forge, forged_config, random_modules, random_tensor, shapes_of
+from model.generator import load_model
+from model.interface import BlockRequest, SessionSpec
+from model.lora import target_modules
+from model.released import INDEX, SPEECH, TEXT, TOKENIZER, VAE, convert, load_released, survey
+from model.tensor_files import entries_of
+
+SHARD = "diffusion_pytorch_model-0000{}-of-00002.safetensors"
+
+
+@pytest.fixture(scope="module")
+def forged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("forge") / "mini"
+    forge(folder, "mini")
+    return folder
+
+
+@pytest.fixture
+def folder(forged: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(forged, tmp_path / "mini"))
+
+
+def state(modules: dict[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
+    return {f"{part}.{name}": t for part, module in modules.items() for name, t in module.state_dict().items()}
+
+
+def test_a_forged_folder_is_small_and_equals_random_weights(forged: Path) -> None:
+    assert sum(path.stat().st_size for path in forged.rglob("*") if path.is_file()) < 5_000_000
+    findings, plan = survey(forged, forged / "Live-Avatar")
+    assert plan is not None and {finding.level for finding in findings} == {"ok"}
+    (config, loaded), (other, random) = load_released(forged), random_modules("mini")
+    assert config.dit == other.dit and config.vae == other.vae and config.text == other.text
+    ours, theirs = state(loaded), state(random)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+        assert value.float().std() > 0 or value.numel() == 1, f"{name} is degenerate"
+    assert loaded["text"].encoder.embed_tokens.weight is loaded["text"].shared.weight
+
+
+def test_a_tensor_depends_on_its_name_and_seed_alone() -> None:
+    draw = lambda key, seed: random_tensor(key, (4, 8), seed, torch.float32, "cpu")  # noqa: E731
+    first = draw("dit.a.weight", 0)
+    draw("dit.b.weight", 0)
+    assert torch.equal(first, draw("dit.a.weight", 0))
+    assert not torch.equal(first, draw("dit.a.weight", 1)) and not torch.equal(first, draw("dit.b.weight", 0))
+
+
+def test_the_adapter_is_merged_with_one_rounding(forged: Path) -> None:
+    plain, merged = load_released(forged)[1]["dit"], load_released(forged, adapter=forged / LORA, alpha=2.0)[1]["dit"]
+    adapter, changed = load_file(forged / LORA), 0
+    for name, before in plain.state_dict().items():
+        a = adapter.get(name.replace(".weight", ".lora_A.default.weight"))
+        b = adapter.get(name.replace(".weight", ".lora_B.default.weight"))
+        wanted = before
+        if name.endswith(".weight") and a is not None:
+            wanted = torch.addmm(before, b.float(), a.float(), alpha=2.0 / len(a)).bfloat16().float()
+            changed += 1
+        assert torch.equal(merged.state_dict()[name], wanted), name
+    assert changed == 48
+
+
+def test_a_converted_folder_loads_in_one_pass(forged: Path, tmp_path: Path) -> None:
+    convert(forged, tmp_path / "out", forged / LORA)
+    wanted, got = load_released(forged, adapter=forged / LORA)[1], load_released(tmp_path / "out")[1]
+    assert all(torch.equal(value, state(wanted)[name]) for name, value in state(got).items())
+    with pytest.raises(CheckpointError, match=r"already holds the adapter liveavatar\.safetensors"):
+        load_released(tmp_path / "out", adapter=forged / LORA)
+    with pytest.raises(CheckpointError, match="exists; name a new folder"):
+        convert(forged, tmp_path / "out", forged / LORA)
+
+
+def test_the_host_holds_one_tensor_at_a_time(forged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies are all that loading holds besides mapped files; none outlives its turn."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+    owned = released._owned
+
+    def counted(value: torch.Tensor, device: object) -> torch.Tensor:
+        nonlocal most
+        copy = owned(value, "cpu")
+        alive.append(weakref.ref(copy))
+        most = max(most, sum(ref().nbytes for ref in alive if ref() is not None))
+        return copy
+
+    monkeypatch.setattr(released, "_owned", counted)
+    plan = released.plan_released(forged, forged / LORA)
+    largest = max(2 * torch.Size(s.entry.shape).numel() for s in plan.sources["dit"].values())
+    total = 0
+    for _, value in released.stored_tensors(plan, "dit", 64.0, "cpu"):
+        total += value.nbytes
+        del value
+    assert most <= largest + 10_000 and total > 2 * largest  # one tensor and one adapter pair
+
+
+def test_generates_from_the_folder_and_from_random_weights(forged: Path) -> None:
+    frames = []
+    for name in (str(forged), "random:mini"):
+        model = load_model(RunConfig(checkpoint=name, size="64x64", dtype="float32", threads=1))
+        model.open(SessionSpec(session="s", image=np.full((64, 64, 3), 90, np.uint8), prompt="a woman speaks"))
+        window = np.random.default_rng(0).normal(0, 0.05, model.info.window.samples).astype(np.float32)
+        frames.append(model.step(BlockRequest(session="s", block=0, epoch=0, window=window)).frames)
+    assert frames[0].shape == (12, 64, 64, 3) and frames[0].std() > 1
+    np.testing.assert_array_equal(*frames)
+
+
+# Damage.
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def edit_tensors(path: Path, change: Callable[[dict], object]) -> None:
+    is_safe = path.suffix == ".safetensors"
+    tensors = load_file(path) if is_safe else torch.load(path, weights_only=True)
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    change(tensors)
+    save_file(tensors, path) if is_safe else torch.save(tensors, path)
+
+
+Q = "blocks.0.self_attn.q.weight"
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
+    "config no JSON": (lambda f: (f / "config.json").write_text("{"), r"config\.json cannot be read as JSON"),
+    "wrong switch": (
+        lambda f: edit(f / "config.json", lambda c: c.update(enable_motioner=True)),
+        r"config\.json.*enable_motioner is True; only False",
+    ),
+    "other width": (
+        lambda f: edit(f / "config.json", lambda c: c.update(ffn_dim=100)),
+        r"blocks\.0\.ffn\.0\.bias in .*00001-of-00002\.safetensors is \[96\], not \[100\]",
+    ),
+    "fewer layers": (
+        lambda f: edit(f / "config.json", lambda c: c.update(num_layers=3)),
+        r"safetensors has 27 tensors too many, first blocks\.3\.",
+    ),
+    "more layers": (
+        lambda f: edit(f / "config.json", lambda c: c.update(num_layers=5)),
+        r"lacks 27 tensors of the dit, first blocks\.4\.",
+    ),
+    "no index": (lambda f: (f / INDEX).unlink(), r"index\.json is missing"),
+    "wrong index": (
+        lambda f: edit(f / INDEX, lambda c: c["weight_map"].update({Q: SHARD.format(2)})),
+        rf"index\.json places {Q} in .*00002-of-00002\.safetensors, which lacks it",
+    ),
+    "index leaves one out": (
+        lambda f: edit(f / INDEX, lambda c: c["weight_map"].pop(Q)),
+        rf"00001-of-00002\.safetensors holds {Q}, which .* does not place there",
+    ),
+    "no shard": (lambda f: (f / SHARD.format(2)).unlink(), r"00002-of-00002\.safetensors is missing"),
+    "shard cut": (lambda f: cut(f / SHARD.format(1)), r"00001-of-00002\.safetensors has \d+ bytes but its header"),
+    "shard too many": (
+        lambda f: shutil.copy(f / SHARD.format(1), f / "old.safetensors"),
+        r"old\.safetensors is not in .*index\.json",
+    ),
+    "integers": (
+        lambda f: edit_tensors(f / SHARD.format(1), lambda t: t.update({Q: t[Q].to(torch.int8)})),
+        rf"{Q} in .* is I8; only F32, F16 and BF16",
+    ),
+    "not finite": (
+        lambda f: edit_tensors(f / SHARD.format(1), lambda t: t[Q].fill_(float("nan"))),
+        rf"{Q} in .* holds values that are not finite",
+    ),
+    "no text file": (lambda f: (f / TEXT).unlink(), r"models_t5.*\.pth is missing"),
+    "text file cut": (lambda f: cut(f / TEXT), r"models_t5.*\.pth is broken, cut short"),
+    "text key unknown": (
+        lambda f: edit_tensors(f / TEXT, lambda t: t.update({"blocks.0.ffn.up.weight": torch.ones(2)})),
+        r"models_t5.*\.pth has the unknown tensor blocks\.0\.ffn\.up\.weight",
+    ),
+    "VAE key missing": (
+        lambda f: edit_tensors(f / VAE, lambda t: t.pop("decoder.middle.1.proj.weight")),
+        r"VAE\.pth lacks 1 tensors of the vae, first decoder\.mid_block\.attentions\.0\.proj\.weight",
+    ),
+    "VAE shape": (
+        lambda f: edit_tensors(f / VAE, lambda t: t.update({"conv1.bias": torch.zeros(3)})),
+        r"conv1\.bias in .*VAE\.pth is \[3\], not \[32\]",
+    ),
+    "VAE is a program": (lambda f: torch.save(Path("x"), f / VAE), r"VAE\.pth is broken, cut short, or not a file of"),
+    "no speech folder": (lambda f: shutil.rmtree(f / SPEECH), r"preprocessor_config\.json is missing"),
+    "other speech encoder": (
+        lambda f: edit(f / SPEECH / "config.json", lambda c: c.update(do_stable_layer_norm=False)),
+        r"english/config\.json.*do_stable_layer_norm is False",
+    ),
+    "other sample rate": (
+        lambda f: edit(f / SPEECH / "preprocessor_config.json", lambda c: c.update(sampling_rate=8000)),
+        r"preprocessor_config\.json has sampling_rate 8000",
+    ),
+    "no tokenizer": (lambda f: shutil.rmtree(f / TOKENIZER), r"tokenizer folder .*umt5-xxl does not exist"),
+    "broken tokenizer": (
+        lambda f: cut(f / TOKENIZER / "tokenizer.json"),
+        r"the tokenizer in .*umt5-xxl cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named(damage: str, folder: Path) -> None:
+    work, message = DAMAGE[damage]
+    work(folder)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_released(folder)
+    text = str(caught.value)
+    assert str(folder) in text and "\n" not in text and ";" in text
+    if damage != "not finite":  # which headers cannot tell
+        findings, plan = survey(folder)
+        assert plan is None and text in [finding.text for finding in findings if finding.level == "fail"]
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="checkpoint folder .*none does not exist"):
+        load_released(tmp_path / "none")
+
+
+A, B = (f"blocks.0.self_attn.q.lora_{side}.default.weight" for side in "AB")
+ADAPTERS: dict[str, tuple[Callable[[dict], object], str]] = {
+    "half": (lambda t: t.pop(B), r"only lora_A of blocks\.0\.self_attn\.q"),
+    "layer missing": (lambda t: (t.pop(A), t.pop(B)), r"lacks 1 layers, first blocks\.0\.self_attn\.q"),
+    "foreign": (lambda t: t.update({"unet.x.weight": torch.ones(1)}), r"unet\.x\.weight belongs to no layer"),
+    "shape": (lambda t: t.update({A: torch.ones(4, 9)}), r"adapter of blocks\.0\.self_attn\.q is \[64, 4\] x \[4, 9\]"),
+    "two spellings": (lambda t: t.update({A.replace(".default", ""): t[A].clone()}), "twice, in two spellings"),
+}
+
+
+@pytest.mark.parametrize("damage", ADAPTERS)
+def test_a_wrong_adapter_is_named(damage: str, forged: Path, tmp_path: Path) -> None:
+    work, message = ADAPTERS[damage]
+    path = Path(shutil.copy(forged / LORA, tmp_path / "mine.safetensors"))
+    edit_tensors(path, work)
+    with pytest.raises(CheckpointError, match=rf"mine\.safetensors: .*{message}"):
+        load_released(forged, adapter=path)
+
+
+@pytest.mark.parametrize("prefix", ["", "base_model.model."])
+@pytest.mark.parametrize("name", ["", ".default"])
+def test_all_spellings_and_plain_tensors_load(prefix: str, name: str, forged: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    tensors = {prefix + key.replace(".default", name): t for key, t in load_file(forged / LORA).items()}
+    tensors[prefix + "head.head.bias"] = torch.full((64,), 0.5)
+    save_file(tensors, path)
+    got = load_released(forged, adapter=path)[1]["dit"].state_dict()
+    wanted = load_released(forged, adapter=forged / LORA)[1]["dit"].state_dict()
+    assert (got.pop("head.head.bias") == 0.5).all()
+    assert all(torch.equal(value, wanted[key]) for key, value in got.items())
+
+
+def test_forge_refuses_a_full_folder_and_an_unknown_size(forged: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not empty"):
+        forge(forged, "mini")
+    with pytest.raises(CheckpointError, match="'huge' is unknown; choose mini or 14b"):
+        random_modules("huge")
+    assert entries_of(forged / LORA)[A].shape == (4, 64)
+
+
+def test_forge_and_loader_need_no_network_packages() -> None:
+    code = (
+        "import sys, model.forge, model.released; print(*(m for m in ('av', 'aiortc', 'fastapi') if m in sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    assert run.returncode == 0, run.stderr
+    assert not run.stdout.strip()
+
+
+def test_the_14b_has_the_published_tensors() -> None:
+    """Counts as published; the speech encoder is without its mask embedding (1024), which serves training only."""
+    shapes = shapes_of(forged_config("14b"))
+    counts = {part: (len(s), sum(torch.Size(shape).numel() for shape in s.values())) for part, s in shapes.items()}
+    assert counts["dit"] == (1260, 16_295_755_609) and counts["vae"] == (194, 126_892_531)
+    assert counts["text"][0] == 242 and counts["audio"][1] == 315_438_720 - 1024
+    layers = target_modules(shapes["dit"])
+    assert len(layers) == 448
+    assert sum(128 * sum(shapes["dit"][f"{layer}.weight"]) for layer in layers) == 676_331_520
