@@ -24,6 +24,7 @@ from server.http import BodyLimit, OriginGuard, install_problem_documents, not_t
 from server.hub import Hub
 from server.live import LiveSession
 from server.mailbox import Mailbox
+from server.outputs import install_outputs
 from server.pages import Pages
 from server.signaling import read_candidates, read_offer
 
@@ -46,6 +47,7 @@ def create_app(hub: Hub) -> FastAPI:
     _operations(app, hub)
     _sessions(app, hub)
     _webrtc(app, hub)
+    install_outputs(app, hub)
     _events(app, hub)
     _pages(app, hub)
     origins = hub.config.server.cors_origins

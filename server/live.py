@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from aiortc import RTCIceCandidate, RTCIceServer
@@ -38,6 +38,9 @@ from streaming.engine import Engine
 from streaming.errors import StreamingError
 from streaming.events import Event, PlaybackReport
 from streaming.session import Session
+
+if TYPE_CHECKING:
+    from server.outputs import Output
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +129,8 @@ class LiveSession:
         self._viewers: list[Peer] = []
         self._channels: dict[Peer, Inbox] = {}
         self._mailboxes: set[Mailbox] = set()
+        self.outputs: dict[str, Output] = {}
+        """Pushes and recordings, by id; `server.outputs` fills it."""
         self._answering = asyncio.Lock()
         self._bad_audio: str | None = None
         self._notice: dict[str, object] | None = None
@@ -141,6 +146,9 @@ class LiveSession:
     @property
     def idle_s(self) -> float:
         """Seconds without speaker and viewer."""
+        if any(output.state == "live" for output in self.outputs.values()):
+            self._idle_since_s = time.monotonic()
+            return 0.0
         if any(not peer.closed for peer in self._peers()):
             return 0.0
         return time.monotonic() - self._idle_since_s
@@ -212,6 +220,10 @@ class LiveSession:
             "viewers": sum(peer.state == "connected" for peer in self._peers()),
             "stats": self._corrected(self.session.stats().as_json()),
         }
+
+    def request_keyframe(self) -> None:
+        """Ask the shared encoder for a picture that a receiver can begin at."""
+        self._encoder.request_keyframe()
 
     def refresh_metrics(self) -> None:
         """Bring the counters up to date."""
@@ -447,6 +459,7 @@ class LiveSession:
             for mailbox in list(self._mailboxes):
                 mailbox.close()
             await asyncio.gather(*(peer.close() for peer in self._peers()), return_exceptions=True)
+            await asyncio.gather(*(output.close() for output in self.outputs.values()), return_exceptions=True)
             await self.broadcast.close()
             await self._encoder.close()
         finally:

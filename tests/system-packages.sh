@@ -10,9 +10,11 @@ missing=()
 for package in "${!program[@]}"; do
   command -v "${program[$package]}" >/dev/null 2>&1 || missing+=("$package")
 done
-# Two packages bring files instead of programs. `ldconfig` may be outside an ordinary user's PATH.
+# Three packages bring files instead of programs. `ldconfig` may be outside an ordinary user's PATH.
 PATH="$PATH:/usr/sbin:/sbin" ldconfig -p 2>/dev/null | grep 'libespeak-ng\.so\.1' >/dev/null || missing+=(libespeak-ng1)
 ls /usr/share/pocketsphinx/test/data/librivox/*.wav >/dev/null 2>&1 || missing+=(pocketsphinx-testdata)
+
+ls /usr/lib/nginx/modules/ngx_rtmp_module.so >/dev/null 2>&1 || missing+=(libnginx-mod-rtmp)
 
 [ ${#missing[@]} -eq 0 ] && exit 0
 install="apt-get install -y --no-install-recommends ${missing[*]}"
