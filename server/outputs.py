@@ -57,6 +57,8 @@ class NewOutput(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Item:
+    """A picture or a piece of sound; neither where some were dropped, so that pictures begin again at a key frame."""
+
     picture: EncodedPicture | None = None
     sound: Sound | None = None
 
@@ -220,7 +222,9 @@ class Output:
             self._waiting.put_nowait(item)
         except queue.Full:
             self._drop()
+            self._waiting.put_nowait(_Item())
             self._waiting.put_nowait(item)
+            self._keyframe()
 
     def _drop(self) -> None:
         while True:
@@ -288,13 +292,16 @@ class Output:
 
     def _write(self, sink: FileSink | ProcessSink, first: EncodedPicture) -> bool:
         item: _Item | None = _Item(picture=first)
-        last = first.index - 1
+        whole = True
         while item is not None:
             try:
-                if item.picture is not None and (item.picture.keyframe or item.picture.index == last + 1):
-                    sink.muxer.picture(item.picture)
-                    last = item.picture.index
-                elif item.sound is not None:
+                if item.picture is not None:
+                    whole = whole or item.picture.keyframe
+                    if whole:
+                        sink.muxer.picture(item.picture)
+                elif item.sound is None:
+                    whole = False
+                else:
                     sink.muxer.sound(item.sound)
             except OSError as error:
                 raise sink.explain(error) from error
