@@ -39,6 +39,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--loss-meter", action="store_true", help="measure: the network that may serve losses")
     parser.add_argument("--steps", help="eval: sigmas, for example 1,.5")
     parser.add_argument("--history", choices=("same_step", "clean"), help="eval, export: ring policy")
+    parser.add_argument("--checkpoint", help="eval: a finished file instead of the folder's weights, for example tiny")
     parser.add_argument("--tag", default="", help="eval: suffix of its files")
     parser.add_argument("--out", type=Path, help="export: the checkpoint file")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, seconds on a CPU")

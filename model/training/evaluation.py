@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.audio import AudioEncoder
 from model.config import ModelConfig, tiny
 from model.training.clips import MOODS, SpeechSet
 from model.training.figures import correlation, lag_ms, psnr_db, save_png, sheet
@@ -23,6 +24,7 @@ from model.training.rollout import Rollout, laplacian, roll
 from model.training.sitting import DEVICE, autocast, load_shards, set_up
 from model.training.teacher import Student, load_audio, load_vae
 from model.vae import LightVAE
+from model.weights import load_checkpoint
 
 INDEX = {name: i for i, name in enumerate(READ)}
 OPEN = INDEX["open"]
@@ -40,14 +42,35 @@ class Kit:
     history: str
 
 
-def load_kit(work: Path, sigmas: tuple[float, ...], history: str) -> Kit:
-    config = tiny()
-    student = Student(config).to(DEVICE).eval().requires_grad_(False)
-    student.load_state_dict(load_shards(work / "teacher")[0])
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The model under test."""
+
+    config: ModelConfig
+    student: Student
+    vae: LightVAE
+    audio: AudioEncoder
+
+
+def load_trained(work: Path, checkpoint: Path | None) -> Trained:
+    """A checkpoint file as it ships (stored precision included), or the working folder's weights."""
+    if checkpoint is None:
+        student = Student(tiny()).to(DEVICE).eval().requires_grad_(False)
+        student.load_state_dict(load_shards(work / "teacher")[0])
+        return Trained(tiny(), student, load_vae(work), load_audio(work))
+    config, modules = load_checkpoint(checkpoint)
+    student = Student(config)
+    student.dit, student.text = modules["dit"], modules["text"]
+    student = student.to(DEVICE).eval().requires_grad_(False)
+    vae = modules["vae"].to(DEVICE, memory_format=torch.channels_last)
+    return Trained(config, student, vae, modules["audio"].to(DEVICE))
+
+
+def load_kit(work: Path, trained: Trained, sigmas: tuple[float, ...], history: str) -> Kit:
     stored, note = load_shards(work / "meter_eval")
     meter = Meter(note["width"]).to(DEVICE, memory_format=torch.channels_last).eval().requires_grad_(False)
     meter.load_state_dict(stored)
-    return Kit(config, student, load_vae(work), meter, sigmas, history)
+    return Kit(trained.config, trained.student, trained.vae, meter, sigmas, history)
 
 
 def loudness(wave: Tensor, frames: int, offset: int) -> tuple[Tensor, Tensor]:
@@ -71,14 +94,29 @@ def lip_figures(measured: Tensor, truth: Tensor, closing: Tensor) -> dict[str, f
     )  # fmt: skip
 
 
-def silence_share(read: Tensor, quiet: Tensor) -> dict[str, float]:
-    """Share of quiet pictures with a closed mouth: aperture under 5 % of the speaking range (0.05)."""
-    aperture = read[..., OPEN]
-    return dict(
-        closed=(aperture[quiet] < 0.05).float().mean().item(),
-        closed_loose=(aperture[quiet] < 0.10).float().mean().item(),
-        mean=aperture[quiet].mean().item(),
-    )
+def silence_share(read: Tensor, curves: Tensor, legible: Tensor) -> dict[str, float]:
+    """Share of quiet pictures with a closed mouth: aperture under 5 % of the speaking range (0.05).
+
+    Also where the meter reads the rendered truth of that very picture as closed (`legible`, [B, T] bool: on a few
+    faces it misreads even a drawn closed mouth), by how long speech has been over, and of the worst clip; NaN where
+    nothing is quiet.
+    """
+    shut = (read[..., OPEN] < 0.05).float()
+    spans = {"all": (5, None), "200ms": (5, 8), "320ms": (8, 13), "520ms": (13, None)}
+    quiet = {
+        name: quiet_pictures(curves, a)
+        & ~(quiet_pictures(curves, b) if b else torch.zeros_like(shut, dtype=torch.bool))
+        for name, (a, b) in spans.items()
+    }
+    every = quiet["all"]
+    counts = every.sum(1)
+    clips = (shut * every).sum(1)[counts >= 12] / counts[counts >= 12]
+    figures = {f"closed_{name}": shut[q].mean().item() for name, q in quiet.items()}
+    return figures | dict(
+        closed_legible=shut[every & legible].mean().item(),
+        pictures=int(counts.sum()), worst_clip=clips.amin().item() if len(clips) else float("nan"),
+        mean=read[..., OPEN][every].mean().item(),
+    )  # fmt: skip
 
 
 def quiet_pictures(curves: Tensor, after: int = 5) -> Tensor:
@@ -88,26 +126,32 @@ def quiet_pictures(curves: Tensor, after: int = 5) -> Tensor:
     return near < 0.5
 
 
-def true_pictures(kit: Kit, data: LatentSet, video: Tensor) -> dict[str, object]:
+@torch.inference_mode()
+def read_rendered(meter: Meter, video: Tensor) -> Tensor:
+    """What the meter reads in the rendered truth: video uint8 [B, T, 3, H, W] to [B, T, len(READ)]."""
+    with autocast():
+        return torch.cat([meter(v.float() / 255)[0].float()[None] for v in video])
+
+
+def true_pictures(kit: Kit, data: LatentSet, video: Tensor, rendered: Tensor) -> dict[str, object]:
     """The ceiling: the meter on rendered truth and on the VAE's reconstruction of it."""
     frames = video.shape[1]
     truth = data.plan.curves[:, :frames]
     out: dict[str, object] = {}
     with torch.inference_mode(), autocast():
-        rendered = torch.cat([kit.meter(v.float() / 255)[0].float()[None] for v in video])
         z = data.latents[: video.shape[0]].float().transpose(1, 2).flatten(2, 3)
         decoded = [kit.vae.decode(x[None])[0][0].transpose(0, 1).float() / 2 + 0.5 for x in z]
         again = torch.cat([kit.meter(v.clamp(0, 1))[0].float()[None] for v in decoded])
     for name, read in (("rendered", rendered), ("reconstructed", again)):
         out[name] = lip_figures(read[..., OPEN], truth[..., 1], truth[..., 4])
-        out[name]["silence"] = silence_share(read, quiet_pictures(truth))
+        out[name]["silence"] = silence_share(read, truth, rendered[..., OPEN] < 0.05)
     out["sharpness"] = laplacian(video[:, 30].float() / 255).mean().item()
     sharp = torch.stack([d[30] for d in decoded])
     out["sharpness_reconstructed"] = laplacian(sharp.clamp(0, 1)).mean().item()
     return out
 
 
-def short_runs(kit: Kit, data: LatentSet, video: Tensor | None, waves: Tensor) -> tuple[dict, Rollout]:
+def short_runs(kit: Kit, data: LatentSet, video: Tensor, rendered: Tensor, waves: Tensor) -> tuple[dict, Rollout]:
     """Clean and damaged sound, mismatched sound, loudness baseline, seams, picture figures against the rendering."""
     blocks = data.latents.shape[1]
     truth = data.plan.curves
@@ -125,16 +169,14 @@ def short_runs(kit: Kit, data: LatentSet, video: Tensor | None, waves: Tensor) -
     rms, log = loudness(waves, truth.shape[1], 46 * 640)
     base = [correlation(x, truth[..., 1]).mean().item() for x in (rms, rms.sqrt(), log)]
     figures["loudness"] = max(base)
-    figures["silence"] = silence_share(clean.read, quiet_pictures(truth))
+    figures["silence"] = silence_share(clean.read, truth, rendered[..., OPEN] < 0.05)
     for i, name in ((2, "width"), (3, "round")):
         figures[name] = correlation(clean.read[..., INDEX[name]], truth[..., i]).mean().item()
     for i, name in ((0, "yaw"), (1, "pitch"), (5, "blink"), (6, "gaze_x")):
         figures[name] = correlation(clean.read[..., INDEX[name]], data.plan.tracks[..., i]).mean().item()
     figures["seams"] = (clean.seam[:, 1:].mean() / clean.inside[:, 1:].mean()).item()
     figures["sharpness"] = clean.sharpness[:, 1:].mean().item()
-    if video is not None:
-        figures |= picture_figures(clean, data, video)
-    return figures, clean
+    return figures | picture_figures(clean, data, video), clean
 
 
 def picture_figures(run: Rollout, data: LatentSet, video: Tensor) -> dict[str, float]:
@@ -211,33 +253,51 @@ def save_pictures(folder: Path, tag: str, run: Rollout, video: Tensor, rows: int
     save_png(folder / f"mouths{tag}.png", sheet(mouths))
 
 
+def save_silence(path: Path, run: Rollout, curves: Tensor, video: Tensor, rows: int = 5) -> None:
+    """Rendered truth above generated pictures of the clips whose mouths read least closed in silence."""
+    quiet = quiet_pictures(curves)
+    open_share = ((run.read[..., OPEN] >= 0.05) & quiet).sum(1)
+    made = torch.cat([run.kept[b] for b in sorted(run.kept)], 1)
+    lines = []
+    for i in open_share.argsort(descending=True)[:rows].tolist():
+        at = quiet[i].nonzero()[:, 0].cpu()
+        if len(at):
+            picked = at[torch.linspace(0, len(at) - 1, 8).long()].tolist()
+            lines += [[v[i, t].cpu().float() / 255 for t in picked] for v in (video, made)]
+    if lines:
+        save_png(path, F.interpolate(sheet(lines)[None], scale_factor=0.5, mode="area")[0])
+
+
 def run(
     work: Path,
     settings: list[tuple[tuple[float, ...], str]],
     smoke: bool = False,
     clips: int = 32,
     minutes: float = 1.0,
+    checkpoint: Path | None = None,
 ) -> dict[str, object]:
     """Figures of every sampler setting (noise levels, ring policy); the first also runs long. Pictures beside them."""
     set_up()
     speech = SpeechSet.load(work / "speech_held.npz")
     size, count, blocks, long_blocks = (64, 2, 3, 4) if smoke else (256, clips, 14, int(125 * minutes))
-    vae = load_vae(work)
-    data, _, video = build(vae, load_audio(work), speech, count, blocks, size, 770_077, 2, 0.25, keep_video=True)
+    trained = load_trained(work, checkpoint)
+    data, _, video = build(trained.vae, trained.audio, speech, count, blocks, size, 770_077, 2, 0.25, keep_video=True)
     results: dict[str, object] = {}
     for index, (sigmas, history) in enumerate(settings):
-        kit = load_kit(work, sigmas, history)
+        kit = load_kit(work, trained, sigmas, history)
+        rendered = read_rendered(kit.meter, video)
         figures: dict[str, object] = {"sigmas": list(sigmas), "history": history}
-        short, clean = short_runs(kit, data, video, data.plan.wave * data.plan.gate)
+        short, clean = short_runs(kit, data, video, rendered, data.plan.wave * data.plan.gate)
         figures |= short
         print(json.dumps(_rounded(figures)), flush=True)
         if index == 0:
-            figures["ceiling"] = true_pictures(kit, data, video)
+            figures["ceiling"] = true_pictures(kit, data, video, rendered)
             figures["prompt"] = prompt_figures(kit, data)
             figures["long"], long = long_run(kit, data, portrait_vectors(kit, data), long_blocks)
             save_long(work / "pictures" / "long.png", long)
         tag = f"{len(sigmas)}_{history}"
         save_pictures(work / "pictures", f"_{index}_{tag}", clean, video)
+        save_silence(work / "pictures" / f"silence_{index}_{tag}.png", clean, data.plan.curves, video)
         results[f"{index}_{tag}"] = _rounded(figures)
     print(json.dumps(results), flush=True)
     return results

@@ -13,12 +13,14 @@ def run(args: argparse.Namespace, seconds: float) -> object:
         return teacher.run(args.work, seconds, args.smoke, args.resume, **more)
     if args.stage == "eval":
         from model.training import evaluation
+        from model.weights import checkpoint_path
 
         settings = []
         for setting in (args.steps or "1,.75,.5,.25").split(";"):
             levels, _, history = setting.partition("/")
             settings.append((tuple(float(v) for v in levels.split(",")), history or args.history or "same_step"))
-        return evaluation.run(args.work, settings, args.smoke, args.clips or 32)
+        checkpoint = checkpoint_path(args.checkpoint) if args.checkpoint else None
+        return evaluation.run(args.work, settings, args.smoke, args.clips or 32, checkpoint=checkpoint)
     if args.stage == "export":
         from model.training import export
 
