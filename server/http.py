@@ -29,7 +29,7 @@ OFFER_LIMIT = 2 * 128 * 1024 + 1024
 """An SDP of 128 KiB, every line end escaped, and the braces around it."""
 
 LATER_DOORS = ("/whip", "/whep", "/kiosk", "/obs", "/dashboard", "/v1/realtime")
-LATER_SESSION_DOORS = ("audio", "say", "outputs", "whip", "whep")
+LATER_SESSION_DOORS = ("audio", "say", "whip", "whep")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

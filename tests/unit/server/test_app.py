@@ -259,7 +259,7 @@ async def test_pages_are_served_and_nothing_else(server: Running) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/whip/x", "/whep/x", "/kiosk", "/obs/x", "/dashboard", "/v1/sessions/x/say", "/v1/sessions/x/outputs"],
+    ["/whip/x", "/whep/x", "/kiosk", "/obs/x", "/dashboard", "/v1/sessions/x/say"],
 )
 async def test_doors_of_later_versions_say_so(server: Running, path: str) -> None:
     assert "not built into this version" in check_problem(await server.http.get(path), 404, "not_found")
