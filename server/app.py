@@ -22,6 +22,7 @@ from server.http import BodyLimit, OriginGuard, install_problem_documents, not_t
 from server.hub import Hub
 from server.live import LiveSession
 from server.mailbox import Mailbox
+from server.outputs import install_outputs
 from server.pages import Pages
 from server.push_audio import PushDoor
 from server.realtime import RealtimeDoor, wants_beta
@@ -49,6 +50,7 @@ def create_app(hub: Hub) -> FastAPI:
     _sessions(app, hub)
     _webrtc(app, hub)
     install_whip_and_whep(app, hub)
+    install_outputs(app, hub)
     _events(app, hub)
     _pages(app, hub)
     origins = hub.config.server.cors_origins

@@ -186,6 +186,23 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutputsConfig:
+    """Where sessions may be pushed to or recorded."""
+
+    allow: tuple[str, ...] = ()
+    """Hosts that outputs may reach: names, addresses or networks; private addresses only where listed as such."""
+    recordings: str = ""
+    """Folder of recordings; empty: no recording."""
+    max_per_session: int = 4
+    """Most outputs of one session at once."""
+
+    def __post_init__(self) -> None:
+        _check("max_per_session", self.max_per_session, 0, 100)
+        if any("://" in entry or not entry.strip() or "*" in entry for entry in self.allow):
+            raise ValueError("allow holds an entry that is no host; write names or networks, for example 10.0.0.0/8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything one deployment is told. Sections go to the parts they are named for."""
 
@@ -198,6 +215,7 @@ class Config:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     speech: SpeechConfig = field(default_factory=SpeechConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
+    outputs: OutputsConfig = field(default_factory=OutputsConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,8 +29,6 @@ SDP_LIMIT = 128 * 1024
 OFFER_LIMIT = 2 * SDP_LIMIT + 1024
 """An SDP of 128 KiB, every line end escaped, and the braces around it."""
 
-LATER_DOORS: tuple[str, ...] = ()
-LATER_SESSION_DOORS = ("outputs",)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -93,11 +91,7 @@ def _from_framework(request: Request, error: HTTPException) -> ApiError:
 
 
 def not_there(path: str) -> ApiError:
-    """Why a path leads nowhere: a door that comes with a later version, or nothing at all."""
-    parts = path.strip("/").split("/")
-    later = any(path == door or path.startswith(f"{door}/") for door in LATER_DOORS)
-    if later or (parts[:2] == ["v1", "sessions"] and len(parts) >= 4 and parts[3] in LATER_SESSION_DOORS):
-        return ApiError("not_found", f"{path[:100]} is not built into this version.")
+    """A path that leads nowhere."""
     return ApiError("not_found", f"There is nothing at {path[:100]}; /openapi.json lists what there is.")
 
 

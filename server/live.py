@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from aiortc import RTCIceCandidate, RTCIceServer
@@ -42,6 +42,9 @@ from streaming.engine import Engine
 from streaming.errors import StreamingError
 from streaming.events import Event, PlaybackReport
 from streaming.session import Session
+
+if TYPE_CHECKING:
+    from server.outputs import Output
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +145,8 @@ class LiveSession:
         self._viewers: list[Peer] = []
         self._channels: dict[Peer, Inbox] = {}
         self._mailboxes: set[Mailbox] = set()
+        self.outputs: dict[str, Output] = {}
+        """Pushes and recordings, by id; `server.outputs` fills it."""
         self._answering = asyncio.Lock()
         self._bad_audio: str | None = None
         self._notice: dict[str, object] | None = None
@@ -165,6 +170,9 @@ class LiveSession:
     @property
     def idle_s(self) -> float:
         """Seconds without speaker and viewer."""
+        if any(output.state == "live" for output in self.outputs.values()):
+            self._idle_since_s = time.monotonic()
+            return 0.0
         if self._doors or any(not peer.closed for peer in self._peers()):
             return 0.0
         return time.monotonic() - self._idle_since_s
@@ -251,6 +259,10 @@ class LiveSession:
             "viewers": sum(peer.state == "connected" for peer in self._peers() if peer is not self._publisher),
             "stats": self._corrected(self.session.stats().as_json()),
         }
+
+    def request_keyframe(self) -> None:
+        """Ask the shared encoder for a picture that a receiver can begin at."""
+        self._encoder.request_keyframe()
 
     def refresh_metrics(self) -> None:
         """Bring the counters up to date."""
@@ -527,6 +539,7 @@ class LiveSession:
             for mailbox in list(self._mailboxes):
                 mailbox.close()
             await asyncio.gather(*(peer.close() for peer in self._peers()), return_exceptions=True)
+            await asyncio.gather(*(output.close() for output in self.outputs.values()), return_exceptions=True)
             await self.broadcast.close()
             await self._encoder.close()
         finally:

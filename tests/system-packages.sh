@@ -10,7 +10,7 @@ missing=()
 for package in "${!program[@]}"; do
   command -v "${program[$package]}" >/dev/null 2>&1 || missing+=("$package")
 done
-# Two packages bring files instead of programs. `ldconfig` may be outside an ordinary user's PATH.
+# Three packages bring files instead of programs. `ldconfig` may be outside an ordinary user's PATH.
 PATH="$PATH:/usr/sbin:/sbin" ldconfig -p 2>/dev/null | grep 'libespeak-ng\.so\.1' >/dev/null || missing+=(libespeak-ng1)
 ls /usr/share/pocketsphinx/test/data/librivox/*.wav >/dev/null 2>&1 || missing+=(pocketsphinx-testdata)
 # GStreamer as a WHIP client: its bindings belong to the system's Python, its elements to five packages.
@@ -20,6 +20,8 @@ raise SystemExit(not all(map(Gst.ElementFactory.find, ["webrtcbin", "nicesrc", "
   missing+=(gir1.2-gst-plugins-bad-1.0 gstreamer1.0-nice gstreamer1.0-plugins-bad gstreamer1.0-plugins-base
     gstreamer1.0-plugins-good python3-gi)
 fi
+
+ls /usr/lib/nginx/modules/ngx_rtmp_module.so >/dev/null 2>&1 || missing+=(libnginx-mod-rtmp)
 
 [ ${#missing[@]} -eq 0 ] && exit 0
 install="apt-get install -y --no-install-recommends ${missing[*]}"

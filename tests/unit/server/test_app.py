@@ -288,14 +288,6 @@ async def test_every_page_is_served(server: Running, path: str) -> None:
     assert "static/style.css" in page.text
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/v1/sessions/x/outputs"],
-)
-async def test_doors_of_later_versions_say_so(server: Running, path: str) -> None:
-    assert "not built into this version" in check_problem(await server.http.get(path), 404, "not_found")
-
-
 async def test_unknown_paths_and_methods(server: Running) -> None:
     assert "/openapi.json" in check_problem(await server.http.get("/nope"), 404, "not_found")
     check_problem(await server.http.put("/v1/sessions"), 405, "bad_request")
