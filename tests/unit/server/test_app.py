@@ -204,6 +204,10 @@ async def test_sessions_nobody_uses_end_by_themselves() -> None:
                 break
             await asyncio.sleep(0.1)
         check_problem(await server.http.get(f"/v1/sessions/{made['id']}"), 404, "not_found")
+        for _ in range(50):  # the name is gone at once, the place once everything of the session has ended
+            if server.hub.admission.taken == 0:
+                break
+            await asyncio.sleep(0.1)
         assert server.hub.admission.taken == 0
 
 
