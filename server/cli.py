@@ -101,25 +101,36 @@ def serve(
     return run_server(loaded, Secrets.from_environment())
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def generate(
+    context: typer.Context,
     image: Annotated[Path, typer.Option("--image", help="Portrait: PNG, JPEG or WebP.")],
     audio: Annotated[Path, typer.Option("--audio", help="Any file with sound.")],
     prompt: Annotated[str, typer.Option("--prompt", help="Expression and manner.")] = "",
-    out: Annotated[Path, typer.Option("--out", "--save_file", help="The MP4 to write.")] = Path("output.mp4"),
+    out: Annotated[Path | None, typer.Option("--out", "--save_file", help="The MP4; output.mp4 without.")] = None,
+    save_dir: Annotated[Path | None, typer.Option("--save_dir", help="Folder for --output_name; made.")] = None,
+    output_name: Annotated[str | None, typer.Option("--output_name", help="Name, with or without .mp4.")] = None,
     config: ConfigOption = "tiny",
     base_seed: Annotated[int, typer.Option("--base_seed", help="Seed of noise and idle motion.")] = 0,
     size: Annotated[str | None, typer.Option("--size", help="Picture size, for example 256x256.")] = None,
     ckpt_dir: Annotated[str | None, typer.Option("--ckpt_dir", help="Released folder, or random:mini.")] = None,
     lora: Annotated[str | None, typer.Option("--lora_path_dmd", help="Adapter for a released folder.")] = None,
+    num_clip: Annotated[int | None, typer.Option("--num_clip", help="Most clips; without: the whole sound.")] = None,
+    infer_frames: Annotated[int, typer.Option("--infer_frames", help="Pictures a clip, whole blocks.")] = 48,
     as_json: JsonOption = False,
 ) -> int:
-    """Make an MP4 of a portrait that speaks a sound file."""
+    """Make an MP4 of a portrait that speaks a sound file; the original's other flags are read too."""
     from server.config import load_config
-    from server.generate import FilmWish, run_generate
+    from server.generate import FilmWish, film_path, run_generate
+    from server.original_flags import read_original_flags
 
-    where = {"ckpt_dir": ckpt_dir, "lora": lora}
-    wish = FilmWish(image=image, audio=audio, out=out, prompt=prompt, base_seed=base_seed, size=size, **where)
+    flags = read_original_flags(context.args, [p.name for p in context.command.params if p.name])
+    for notice in flags.notices:
+        print(notice, file=sys.stderr)
+    where = {"ckpt_dir": ckpt_dir, "lora": lora, "load_lora": flags.load_lora}
+    where |= {"num_clip": num_clip, "infer_frames": infer_frames}
+    film = film_path(out, save_dir, output_name)
+    wish = FilmWish(image=image, audio=audio, out=film, prompt=prompt, base_seed=base_seed, size=size, **where)
     return run_generate(load_config(config), wish, as_json=as_json)
 
 

@@ -39,6 +39,12 @@ class FilmWish:
     """Released folder, or another checkpoint; None takes the configuration's."""
     lora: str | None = None
     """Adapter for a released folder; None takes the configuration's."""
+    load_lora: bool | None = None
+    """Whether an adapter is merged; None: if one is named."""
+    num_clip: int | None = None
+    """Most clips of the film; None: as long as the sound."""
+    infer_frames: int = 48
+    """Pictures a clip."""
 
     def __post_init__(self) -> None:
         for name in ("image", "audio"):
@@ -51,8 +57,35 @@ class FilmWish:
             raise ConfigError(f"--out is {self.out}, but there is no folder {self.out.parent}; make it first")
         if self.out.suffix.lower() != ".mp4":
             raise ConfigError(f"--out is {self.out}; its name must end in .mp4")
+        if self.num_clip is not None and self.num_clip < 1:
+            raise ConfigError(f"--num_clip is {self.num_clip}; give 1 or more, or leave it out for the whole sound")
+        if self.load_lora and not self.lora:
+            raise ConfigError("--load_lora is true, but no adapter is named; give its file to --lora_path_dmd")
         if not 0 <= self.base_seed < 2**31:
             raise ConfigError(f"--base_seed is {self.base_seed}; it must be 0 to {2**31 - 1}")
+
+
+def film_path(out: Path | None, folder: Path | None, name: str | None) -> Path:
+    """Where the film goes: `--out`, or `--output_name` in `--save_dir` (which is made).
+
+    Raises:
+        ConfigError: both ways are used, or the name is a path.
+    """
+    if out is not None:
+        if folder is not None or name is not None:
+            raise ConfigError(f"--out is {out}, and --save_dir or --output_name is given too; use one way")
+        return out
+    if name is not None and (not name or Path(name).name != name):
+        raise ConfigError(f"--output_name is {name!r}; give a plain name, and the folder to --save_dir")
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--save_dir is {folder}, which cannot be made ({error.strerror}); name another"
+            ) from error
+    name = name or "output.mp4"
+    return (folder or Path()) / (name if name.endswith(".mp4") else f"{name}.mp4")
 
 
 def run_generate(config: Config, wish: FilmWish, *, as_json: bool) -> int:
@@ -73,6 +106,12 @@ def run_generate(config: Config, wish: FilmWish, *, as_json: bool) -> int:
     from model.worker import load  # loads torch, in this process and only here
 
     model = load(section.launch_spec(config.server.log_level))
+    block = model.info.geometry.frames_per_block
+    clip_frames = wish.infer_frames // block * block
+    if clip_frames == 0:
+        raise ConfigError(f"--infer_frames is {wish.infer_frames}; a clip has at least one block of {block} pictures")
+    if clip_frames != wish.infer_frames:
+        print(f"--infer_frames {wish.infer_frames} becomes {clip_frames}: whole blocks of {block}", file=sys.stderr)
     meter = Meter()
     report = generate(
         model,
@@ -82,6 +121,7 @@ def run_generate(config: Config, wish: FilmWish, *, as_json: bool) -> int:
         prompt=wish.prompt,
         seed=wish.base_seed,
         config=config.streaming,
+        max_frames=None if wish.num_clip is None else wish.num_clip * clip_frames,
         on_progress=meter.show,
     )
     meter.end()
@@ -91,7 +131,8 @@ def run_generate(config: Config, wish: FilmWish, *, as_json: bool) -> int:
 
 def _section(config: Config, wish: FilmWish) -> ModelSection:
     """The configuration's model with what the command line says about it."""
-    changes = {"size": wish.size, "checkpoint": wish.ckpt_dir, "lora": wish.lora}
+    lora = "" if wish.load_lora is False else wish.lora
+    changes = {"size": wish.size, "checkpoint": wish.ckpt_dir, "lora": lora}
     given = {name: value for name, value in changes.items() if value is not None}
     if wish.ckpt_dir is not None:
         given = {"kind": "checkpoint", "lora": "", **given}

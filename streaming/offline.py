@@ -121,6 +121,7 @@ def generate(
     prompt: str = "",
     seed: int = 0,
     config: StreamingConfig | None = None,
+    max_frames: int | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> FilmReport:
@@ -134,6 +135,7 @@ def generate(
         prompt: for the model.
         seed: for the model.
         config: voice activity and fades.
+        max_frames: most pictures of the film; None: as long as the sound.
         on_progress: called after every block.
         should_stop: asked after every block; also a `KeyboardInterrupt` ends the film early.
 
@@ -149,16 +151,20 @@ def generate(
     info = model.open(SessionSpec(session=_SESSION, image=image, prompt=prompt, seed=seed))
     geometry = model.info.geometry
     num_frames = None if length_s is None else math.ceil(length_s * geometry.fps - 1e-6)
+    if max_frames is not None:
+        num_frames = max_frames if num_frames is None else min(num_frames, max_frames)
     part = out.with_name(f".{out.name}.part")
     interrupted = False
     try:
         with Film(part, width=geometry.width, height=geometry.height, fps=geometry.fps, sound=audio) as film:
             try:
                 for frames in speech_frames(model, speech_of(audio), config=config):
-                    film.add(frames)
+                    film.add(frames if max_frames is None else frames[: max_frames - film.num_frames])
                     on_progress(_progress(film.num_frames, num_frames, time.monotonic() - started_s))
                     if should_stop():
                         interrupted = True
+                        break
+                    if film.num_frames == max_frames:
                         break
             except KeyboardInterrupt:
                 interrupted = True

@@ -1,0 +1,153 @@
+"""The original program's flags of `generate` that are no options of ours: taken, taken with a notice, or refused.
+
+A command line written for the original runs, or one sentence says what stands in its way. Flags of things that this
+version does not have are refused as such: nothing is accepted and then silently not done.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from server.errors import ConfigError
+
+WITHOUT_EFFECT = {
+    "task": "there is one task, s2v",
+    "frame_num": "the length follows the sound, or --num_clip",
+    "training_config": "rank and scale of the adapter come from its file and the configuration",
+    "drop_motion_noisy": "the original ignores it too",
+    "start_from_ref": "the original ignores it too",
+    "convert_model_dtype": "precision is model.dtype of the configuration",
+}
+"""Accepted; a notice says why they change nothing."""
+
+REFUSED = {
+    "t5_fsdp": "weights are never gathered from shards; leave it out",
+    "dit_fsdp": "weights are never gathered from shards; leave it out",
+    "use_prompt_extend": "prompts are taken as written; extend the prompt first and give it to --prompt",
+    "prompt_extend_method": "prompts are taken as written; extend the prompt first and give it to --prompt",
+    "prompt_extend_model": "prompts are taken as written; extend the prompt first and give it to --prompt",
+    "prompt_extend_target_lang": "prompts are taken as written; extend the prompt first and give it to --prompt",
+    "enable_tts": "synthesise the speech first and give the file to --audio",
+    "tts_prompt_audio": "synthesise the speech first and give the file to --audio",
+    "tts_prompt_text": "synthesise the speech first and give the file to --audio",
+    "tts_text": "synthesise the speech first and give the file to --audio",
+    "use_dataset": "give one portrait and one sound file",
+    "dataset_sample_idx": "give one portrait and one sound file",
+}
+"""Refused for good, with what to do instead."""
+
+NOT_BUILT = {
+    "sample_shift": (),
+    "sample_steps": (),
+    "pose_video": (),
+    "mask": (),
+    "parity": ("false",),
+    "fp8": ("false",),
+    "offload_model": ("false",),
+    "offload_kv_cache": ("false",),
+    "t5_cpu": ("true",),
+    "num_gpus_dit": ("1",),
+    "ulysses_size": ("1",),
+    "enable_vae_parallel": ("false",),
+    "enable_online_decode": ("true",),
+    "single_gpu": ("true",),
+    "sample_solver": ("euler",),
+    "fps": ("25",),
+}
+"""Only these values are what this version does; every other one is refused."""
+
+SWITCHES = frozenset(
+    (
+        "convert_model_dtype", "drop_motion_noisy", "start_from_ref", "t5_fsdp", "dit_fsdp", "use_prompt_extend",
+        "enable_tts", "use_dataset", "parity", "fp8", "offload_model", "offload_kv_cache", "t5_cpu",
+        "enable_vae_parallel", "enable_online_decode", "single_gpu", "load_lora",
+    )
+)  # fmt: skip
+"""Flags that need no value: alone they mean true."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OriginalFlags:
+    """What a command line for the original says beyond our own options."""
+
+    load_lora: bool | None = None
+    """Whether an adapter is merged; None: if one is named."""
+    notices: tuple[str, ...] = field(default=())
+    """Sentences to print."""
+
+
+def read_original_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> OriginalFlags:
+    """Read what our own options left over.
+
+    Args:
+        arguments: words of the command line, spelt with `_`.
+        own: names of our own options, for the nearest known name.
+
+    Raises:
+        ConfigError: an unknown flag, a missing or impossible value, or a flag that is refused.
+    """
+    notices: list[str] = []
+    load_lora: bool | None = None
+    for name, value in _pairs(list(arguments), own):
+        if name == "load_lora":
+            load_lora = _truth(name, value)
+        elif name in WITHOUT_EFFECT:
+            notices.append(f"--{name} has no effect: {WITHOUT_EFFECT[name]}")
+        elif name in REFUSED:
+            if name not in SWITCHES or _truth(name, value):
+                raise ConfigError(f"--{name} is {value}; it is not supported: {REFUSED[name]}")
+        elif name == "sample_guide_scale":
+            _check_guidance(value)
+        else:
+            _check_built(name, value)
+    return OriginalFlags(load_lora=load_lora, notices=tuple(notices))
+
+
+def _pairs(words: list[str], own: Sequence[str]) -> list[tuple[str, str]]:
+    known = {*WITHOUT_EFFECT, *REFUSED, *NOT_BUILT, "load_lora", "sample_guide_scale"}
+    pairs = []
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in known:
+            near = difflib.get_close_matches(name, [*known, *own], 1)
+            raise ConfigError(
+                f"{word} is not an option of generate; " + (f"did you mean --{near[0]}?" if near else "see --help")
+            )
+        if not equals and words and not words[0].startswith("--"):
+            if name not in SWITCHES or words[0].lower() in ("true", "false"):
+                value, equals = words.pop(0), "="
+        if not equals:
+            if name not in SWITCHES:
+                raise ConfigError(f"--{name} has no value; write --{name}=VALUE, or leave it out")
+            value = "true"
+        pairs.append((name, value))
+    return pairs
+
+
+def _truth(name: str, value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise ConfigError(f"--{name} is {value}; write true or false, or nothing for true")
+    return value.lower() == "true"
+
+
+def _check_guidance(value: str) -> None:
+    try:
+        scale = float(value)
+    except ValueError:
+        raise ConfigError(f"--sample_guide_scale is {value}; give a number: 0 or 1 is off") from None
+    if 0 < scale < 1 or scale < 0 or scale != scale:
+        raise ConfigError(f"--sample_guide_scale is {value}; 0 or 1 is off, and guidance is above 1")
+    if scale > 1:
+        raise ConfigError(f"--sample_guide_scale is {value}; guidance is not built into this version, use 0")
+
+
+def _check_built(name: str, value: str) -> None:
+    done = NOT_BUILT[name]
+    if name in SWITCHES:
+        value = str(_truth(name, value)).lower()
+    if value not in done:
+        instead = f"use {done[0]}, or leave it out" if done else "leave it out"
+        raise ConfigError(f"--{name} is {value}, which is not built into this version; {instead}")
