@@ -1,7 +1,8 @@
 """How soon after an interrupt the sound is silent and the mouth at rest, where media leave the server.
 
-    pytest tests/bench/test_interrupt.py              the stand-in, paced, with several sessions
-    pytest -m soak tests/bench/test_interrupt.py      one session on tiny
+    pytest -m soak -s tests/bench/test_interrupt.py
+
+Several sessions on the stand-in, paced, and one on tiny; for a quiet machine, so not in the default suite.
 
 Sessions are real: hub, engine process, encoder, tracks on the real clock; only the network is missing. Speech is
 pushed, and cut off at moments that fall anywhere within a block. A mouth is at rest once it stays so. The stand-in's
@@ -178,6 +179,7 @@ def show(title: str, found: dict[str, Any], capsys: pytest.CaptureFixture[str]) 
         print(f"\n{title}\n{json.dumps(found)}")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("sessions", "block_s"), [(4, 0.10), (2, TINY_BLOCK_S)])
 async def test_sessions_on_the_paced_stand_in(
     sessions: int, block_s: float, capsys: pytest.CaptureFixture[str]
