@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,9 @@ from torch import Tensor, nn
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 from transformers import Wav2Vec2Config, Wav2Vec2Model  # noqa: E402  (the switch above must come first)
 
+from model.component_config import XLSRAudioConfig  # noqa: E402
 from model.interface import WindowSpec  # noqa: E402
-
-HOP_SAMPLES = 320
-"""Samples between two hidden states (20 ms)."""
-SUPPORT_SAMPLES = 400
-"""Samples that one hidden state covers at least."""
+from model.speech_columns import HOP_SAMPLES  # noqa: E402
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,27 +40,38 @@ class AudioSizes:
     """Groups of the positional convolution."""
 
     def build(self) -> Wav2Vec2Model:
-        return Wav2Vec2Model(
-            Wav2Vec2Config(
-                hidden_size=self.dim,
-                num_hidden_layers=self.layers,
-                num_attention_heads=self.heads,
-                intermediate_size=4 * self.dim,
-                conv_dim=(self.conv_width,) * 7,
-                conv_bias=True,
-                feat_extract_norm="layer",
-                do_stable_layer_norm=True,
-                num_conv_pos_embeddings=self.position_kernel,
-                num_conv_pos_embedding_groups=self.position_groups,
-                apply_spec_augment=False,
-                hidden_dropout=0.0,
-                attention_dropout=0.0,
-                activation_dropout=0.0,
-                feat_proj_dropout=0.0,
-                layerdrop=0.0,
-                attn_implementation="sdpa",
-            )
+        return wav2vec2(self, 4 * self.dim, apply_spec_augment=False)
+
+
+def wav2vec2(sizes: AudioSizes | XLSRAudioConfig, ffn_dim: int, **more: Any) -> Wav2Vec2Model:
+    """The library's encoder as every checkpoint here has it: layer norms in the front end, pre-norm, no dropout.
+
+    Args:
+        sizes: of the encoder.
+        ffn_dim: hidden width of the layers' MLPs.
+        more: further fields of `Wav2Vec2Config`.
+    """
+    return Wav2Vec2Model(
+        Wav2Vec2Config(
+            hidden_size=sizes.dim,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=sizes.heads,
+            intermediate_size=ffn_dim,
+            conv_dim=(sizes.conv_width,) * 7,
+            conv_bias=True,
+            feat_extract_norm="layer",
+            do_stable_layer_norm=True,
+            num_conv_pos_embeddings=sizes.position_kernel,
+            num_conv_pos_embedding_groups=sizes.position_groups,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            activation_dropout=0.0,
+            feat_proj_dropout=0.0,
+            layerdrop=0.0,
+            attn_implementation="sdpa",
+            **more,
         )
+    )
 
 
 def level(window: Tensor, floor: float = 0.01) -> Tensor:

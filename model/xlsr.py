@@ -10,18 +10,15 @@ Letters: B batch, T states of 20 ms, D width.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
-from transformers import Wav2Vec2Config, Wav2Vec2Model  # noqa: E402  (the switch above must come first)
-
-from model.component_config import XLSRAudioConfig  # noqa: E402
-from model.interface import WindowSpec  # noqa: E402
-from model.speech_columns import (  # noqa: E402
+from model.audio import wav2vec2
+from model.component_config import XLSRAudioConfig
+from model.interface import WindowSpec
+from model.speech_columns import (
     HOP_SAMPLES,
     columns_at,
     columns_of_file,
@@ -84,27 +81,7 @@ class XLSREncoder(nn.Module):
         super().__init__()
         self.cfg, self.window = cfg, window
         self.frames_per_block, self.fps = frames_per_block, fps
-        self.wav2vec2 = Wav2Vec2Model(
-            Wav2Vec2Config(
-                hidden_size=cfg.dim,
-                num_hidden_layers=cfg.layers,
-                num_attention_heads=cfg.heads,
-                intermediate_size=cfg.ffn_dim,
-                conv_dim=(cfg.conv_width,) * 7,
-                conv_bias=True,
-                feat_extract_norm="layer",
-                do_stable_layer_norm=True,
-                num_conv_pos_embeddings=cfg.position_kernel,
-                num_conv_pos_embedding_groups=cfg.position_groups,
-                mask_time_prob=0.0,
-                hidden_dropout=0.0,
-                attention_dropout=0.0,
-                activation_dropout=0.0,
-                feat_proj_dropout=0.0,
-                layerdrop=0.0,
-                attn_implementation="sdpa",
-            )
-        )
+        self.wav2vec2 = wav2vec2(cfg, cfg.ffn_dim, mask_time_prob=0.0)
 
     def states(self, wave: Tensor, valid: int | None = None) -> Tensor:
         """All hidden states of a levelled wave.

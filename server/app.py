@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import HTTPConnection
 
 from server import schemas
 from server.auth import Role, chosen_protocol
@@ -65,11 +64,6 @@ def create_app(hub: Hub) -> FastAPI:
     app.add_middleware(BodyLimit)
     app.add_middleware(OriginGuard, open_server=not hub.authority.required, origins=origins)
     return app
-
-
-def _session_for(hub: Hub, connection: HTTPConnection, id: str, least: Role) -> tuple[LiveSession, Role]:
-    """See `Hub.session_for`."""
-    return hub.session_for(connection, id, least)
 
 
 def _watching(request: Request, session: LiveSession, role: Role) -> tuple[LiveSession, Role]:
@@ -134,7 +128,7 @@ def _sessions(app: FastAPI, hub: Hub) -> None:
 
     @app.get("/v1/sessions/{id}")
     async def status(request: Request, id: str) -> dict[str, object]:
-        session, _ = _session_for(hub, request, id, Role.VIEW)
+        session, _ = hub.session_for(request, id, Role.VIEW)
         return session.status()
 
     @app.patch(
@@ -143,19 +137,19 @@ def _sessions(app: FastAPI, hub: Hub) -> None:
         openapi_extra=schemas.body_of(schemas.SessionChange),
     )
     async def change(request: Request, id: str) -> schemas.Planned:
-        session, _ = _session_for(hub, request, id, Role.CONTROL)
+        session, _ = hub.session_for(request, id, Role.CONTROL)
         body, image = await schemas.read_body(request, schemas.SessionChange)
         return await hub.change_session(session, body, image)
 
     @app.delete("/v1/sessions/{id}", status_code=204)
     async def delete(request: Request, id: str) -> Response:
-        session, _ = _session_for(hub, request, id, Role.CONTROL)
+        session, _ = hub.session_for(request, id, Role.CONTROL)
         await hub.close_session(session, "deleted")
         return Response(status_code=204)
 
     @app.post("/v1/sessions/{id}/interrupt", response_model=schemas.Interrupted)
     async def interrupt(request: Request, id: str) -> dict[str, object]:
-        session, _ = _session_for(hub, request, id, Role.CONTROL)
+        session, _ = hub.session_for(request, id, Role.CONTROL)
         return (await session.interrupt()).as_json()
 
     @app.post(
@@ -165,7 +159,7 @@ def _sessions(app: FastAPI, hub: Hub) -> None:
         openapi_extra=schemas.body_of(schemas.Say),
     )
     async def say(request: Request, id: str) -> schemas.Said:
-        session, _ = _session_for(hub, request, id, Role.CONTROL)
+        session, _ = hub.session_for(request, id, Role.CONTROL)
         wanted = schemas.check(schemas.Say, await schemas.read_json(request))
         return schemas.Said(segment=session.say(wanted.text, wanted.voice))
 
@@ -177,13 +171,13 @@ def _webrtc(app: FastAPI, hub: Hub) -> None:
         openapi_extra=schemas.body_of(schemas.Description),
     )
     async def offer(request: Request, id: str) -> schemas.Description:
-        session, role = _watching(request, *_session_for(hub, request, id, Role.VIEW))
+        session, role = _watching(request, *hub.session_for(request, id, Role.VIEW))
         checked = read_offer(await schemas.read_json(request))
         return schemas.Description(sdp=await session.answer(checked, role), type="answer")
 
     @app.patch("/v1/sessions/{id}/offer", status_code=204, openapi_extra=schemas.body_of(schemas.Candidates))
     async def candidates(request: Request, id: str) -> Response:
-        session, role = _watching(request, *_session_for(hub, request, id, Role.VIEW))
+        session, role = _watching(request, *hub.session_for(request, id, Role.VIEW))
         await session.add_candidates(read_candidates(await schemas.read_json(request)), role)
         return Response(status_code=204)
 
@@ -192,7 +186,7 @@ def _events(app: FastAPI, hub: Hub) -> None:
     @app.websocket("/v1/sessions/{id}/events")
     async def events(socket: WebSocket, id: str) -> None:
         try:
-            session, role = _session_for(hub, socket, id, Role.VIEW)
+            session, role = hub.session_for(socket, id, Role.VIEW)
         except ApiError as error:
             hub.metrics.rejected.labels(error.code).inc()
             await socket.send_denial_response(problem(error))
@@ -230,7 +224,7 @@ def _events(app: FastAPI, hub: Hub) -> None:
 async def _speaking_socket(hub: Hub, socket: WebSocket, id: str) -> LiveSession | None:
     """Accept a client that wants to push speech; None if it was refused."""
     try:
-        session, _ = _session_for(hub, socket, id, Role.CONTROL)
+        session, _ = hub.session_for(socket, id, Role.CONTROL)
     except ApiError as error:
         hub.metrics.rejected.labels(error.code).inc()
         await socket.send_denial_response(problem(error))

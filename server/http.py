@@ -29,7 +29,6 @@ SDP_LIMIT = 128 * 1024
 OFFER_LIMIT = 2 * SDP_LIMIT + 1024
 """An SDP of 128 KiB, every line end escaped, and the braces around it."""
 
-
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

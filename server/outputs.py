@@ -317,11 +317,7 @@ def install_outputs(app: FastAPI, hub: Hub) -> None:
     """The routes of outputs; all need the admin key."""
 
     def session_for(request: Request, id: str) -> LiveSession:
-        session = hub.find(id)
-        hub.authority.demand(request, Role.ADMIN, session.tokens if session else None)
-        if session is None:
-            raise ApiError("not_found", f"There is no session {id[:40]!r}; it may have ended.")
-        return session
+        return hub.session_for(request, id, Role.ADMIN)[0]
 
     def output_of(session: LiveSession, id: str) -> Output:
         if id not in session.outputs:

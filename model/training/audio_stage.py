@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.audio import HOP_SAMPLES, SUPPORT_SAMPLES, AudioEncoder, AudioSizes, level
+from model.audio import AudioEncoder, AudioSizes, level
 from model.interface import WindowSpec
+from model.speech_columns import num_states
 from model.training.augment import damage
 from model.training.clips import LOOKAHEAD_SAMPLES, SpeechSet, speech_gate
 from model.training.figures import correlation
 from model.training.sitting import DEVICE, Average, Sitting, adamw, autocast, load_shards, save_shards, set_rate
 
 WINDOW = WindowSpec(left_samples=29_440, lookahead_samples=LOOKAHEAD_SAMPLES, block_samples=7680)
-STATES = (WINDOW.samples - SUPPORT_SAMPLES) // HOP_SAMPLES + 1
+STATES = num_states(WINDOW.samples)
 CURVE_WEIGHT = torch.tensor([1, 2, 1, 1.5, 1.5, 1.5, 0.7, 0.5])
 
 

@@ -66,11 +66,11 @@ def load_trained(work: Path, checkpoint: Path | None) -> Trained:
     return Trained(config, student, vae, modules["audio"].to(DEVICE))
 
 
-def load_kit(work: Path, trained: Trained, sigmas: tuple[float, ...], history: str) -> Kit:
+def load_meter(work: Path) -> Meter:
     stored, note = load_shards(work / "meter_eval")
     meter = Meter(note["width"]).to(DEVICE, memory_format=torch.channels_last).eval().requires_grad_(False)
     meter.load_state_dict(stored)
-    return Kit(trained.config, trained.student, trained.vae, meter, sigmas, history)
+    return meter
 
 
 def loudness(wave: Tensor, frames: int, offset: int) -> tuple[Tensor, Tensor]:
@@ -104,8 +104,7 @@ def silence_share(read: Tensor, curves: Tensor, legible: Tensor) -> dict[str, fl
     shut = (read[..., OPEN] < 0.05).float()
     spans = {"all": (5, None), "200ms": (5, 8), "320ms": (8, 13), "520ms": (13, None)}
     quiet = {
-        name: quiet_pictures(curves, a)
-        & ~(quiet_pictures(curves, b) if b else torch.zeros_like(shut, dtype=torch.bool))
+        name: quiet_pictures(curves, a) & ~quiet_pictures(curves, b) if b else quiet_pictures(curves, a)
         for name, (a, b) in spans.items()
     }
     every = quiet["all"]
@@ -282,10 +281,11 @@ def run(
     size, count, blocks, long_blocks = (64, 2, 3, 4) if smoke else (256, clips, 14, int(125 * minutes))
     trained = load_trained(work, checkpoint)
     data, _, video = build(trained.vae, trained.audio, speech, count, blocks, size, 770_077, 2, 0.25, keep_video=True)
+    meter = load_meter(work)
+    rendered = read_rendered(meter, video)
     results: dict[str, object] = {}
     for index, (sigmas, history) in enumerate(settings):
-        kit = load_kit(work, trained, sigmas, history)
-        rendered = read_rendered(kit.meter, video)
+        kit = Kit(trained.config, trained.student, trained.vae, meter, sigmas, history)
         figures: dict[str, object] = {"sigmas": list(sigmas), "history": history}
         short, clean = short_runs(kit, data, video, rendered, data.plan.wave * data.plan.gate)
         figures |= short
