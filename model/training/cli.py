@@ -39,7 +39,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--loss-meter", action="store_true", help="measure: the network that may serve losses")
     parser.add_argument("--steps", help="eval: sigmas, for example 1,.5")
     parser.add_argument("--history", choices=("same_step", "clean"), help="eval, export: ring policy")
-    parser.add_argument("--checkpoint", help="eval: a finished file instead of the folder's weights, for example tiny")
+    parser.add_argument(
+        "--checkpoint", help="eval, --resume: a finished file instead of the folder's weights, for example tiny"
+    )
     parser.add_argument("--tag", default="", help="eval: suffix of its files")
     parser.add_argument("--out", type=Path, help="export: the checkpoint file")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, seconds on a CPU")
@@ -59,6 +61,11 @@ def main(arguments: list[str]) -> int:
 
 def run_stage(args: argparse.Namespace, seconds: float) -> object:
     more = {"clips": args.clips} if args.clips else {}
+    if args.resume and args.checkpoint:
+        from model.training.export import unpack
+        from model.weights import checkpoint_path
+
+        unpack(checkpoint_path(args.checkpoint), args.work)
     match args.stage:
         case "data":
             from model.training import speech
@@ -74,7 +81,7 @@ def run_stage(args: argparse.Namespace, seconds: float) -> object:
         case "measure":
             from model.training import measure_stage
 
-            return measure_stage.run(args.work, seconds, args.smoke, evaluation=not args.loss_meter)
+            return measure_stage.run(args.work, seconds, args.smoke, args.resume, evaluation=not args.loss_meter)
         case "vae":
             from model.training import vae_stage
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model.motion import LIMIT, MotionSizes, pose_condition, pose_tracks, posture_offset, talk_activity
 from model.training import render
+from model.training.render import palette
 from model.training.sitting import DEVICE
 
 FPS = 25
@@ -23,6 +24,7 @@ SAMPLES_PER_FRAME = 640
 LEFT_FRAMES = 46
 """Pictures of sound before a clip: the live window's left context."""
 LOOKAHEAD_SAMPLES = 1280
+FULL_BEARD = palette.BEARD.index("full")
 SPEECH_PARAMETERS = ("jaw", "open", "width", "round", "press", "ftuck", "teeth", "tongue")
 MOODS = {
     #             smile brow  tilt   words
@@ -180,18 +182,33 @@ class Renderer:
         return tuple(t.unflatten(0, (batch, frames)) for t in out)
 
 
-def draw_identities(count: int, seed: int, hero_share: float = 0.2) -> dict[str, Tensor]:
-    """Random identities with the gallery's heroes mixed in, so that the shipped portraits are learned best."""
+def draw_identities(count: int, seed: int, hero_share: float = 0.2, beard_share: float = 0.0) -> dict[str, Tensor]:
+    """Random identities, with more full beards and the gallery's heroes mixed in.
+
+    A full beard hides the line between the lips, so it needs more examples than the one man in ten that wears one; the
+    heroes are mixed in so that the shipped portraits are learned best.
+
+    Args:
+        count: identities to draw.
+        hero_share: share of them that is one of the gallery's.
+        beard_share: share that is redrawn as men with a full beard, before the heroes are mixed in.
+    """
     gen = torch.Generator(DEVICE).manual_seed(seed)
-    random = render.sample_identity(count, gen, DEVICE)
-    if hero_share <= 0:
-        return random
-    heroes = {k: v.to(DEVICE) for k, v in render.heroes().items()}
-    which = (torch.rand(count, generator=gen, device=DEVICE) * heroes["skin"].shape[0]).long()
-    use = torch.rand(count, generator=gen, device=DEVICE) < hero_share
-    return {
-        k: torch.where(use.view(-1, *[1] * (v.dim() - 1)), heroes[k][which].to(v.dtype), v) for k, v in random.items()
-    }
+    people = render.sample_identity(count, gen, DEVICE)
+    if beard_share > 0:
+        bearded = render.sample_identity(count, gen, DEVICE, {"beard": FULL_BEARD, "feminine": 0})
+        people = _mixed(people, bearded, torch.rand(count, generator=gen, device=DEVICE) < beard_share)
+    if hero_share > 0:
+        heroes = {k: v.to(DEVICE) for k, v in render.heroes().items()}
+        which = (torch.rand(count, generator=gen, device=DEVICE) * heroes["skin"].shape[0]).long()
+        use = torch.rand(count, generator=gen, device=DEVICE) < hero_share
+        people = _mixed(people, render.take(heroes, which), use)
+    return people
+
+
+def _mixed(table: dict[str, Tensor], other: dict[str, Tensor], use: Tensor) -> dict[str, Tensor]:
+    """Rows of `other` where `use` [n], rows of `table` elsewhere."""
+    return {k: torch.where(use.view(-1, *[1] * (v.dim() - 1)), other[k].to(v.dtype), v) for k, v in table.items()}
 
 
 def random_motion(count: int, gen: torch.Generator) -> dict[str, Tensor]:

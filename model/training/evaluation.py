@@ -19,7 +19,7 @@ from model.config import ModelConfig, tiny
 from model.training.clips import MOODS, SpeechSet
 from model.training.figures import correlation, lag_ms, psnr_db, save_png, sheet
 from model.training.latents import LatentSet, build
-from model.training.measure_stage import READ, Meter
+from model.training.measure_stage import CLASSES, READ, Meter
 from model.training.rollout import Rollout, laplacian, roll
 from model.training.sitting import DEVICE, autocast, load_shards, set_up
 from model.training.teacher import Student, load_audio, load_vae
@@ -69,6 +69,7 @@ def load_trained(work: Path, checkpoint: Path | None) -> Trained:
 def load_meter(work: Path) -> Meter:
     stored, note = load_shards(work / "meter_eval")
     meter = Meter(note["width"]).to(DEVICE, memory_format=torch.channels_last).eval().requires_grad_(False)
+    stored.pop(CLASSES, None)
     meter.load_state_dict(stored)
     return meter
 

@@ -1,4 +1,4 @@
-"""Stage `export`: one safetensors file with weights, configuration and the figures of the evaluation."""
+"""Stage `export`: one safetensors file with weights, configuration and the evaluation's figures; and its inverse."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import nn
 
 from model.config import tiny
-from model.training.sitting import load_shards
-from model.weights import build_modules, checkpoint_path, save_checkpoint
+from model.training.sitting import load_shards, save_shards
+from model.weights import build_modules, checkpoint_path, load_checkpoint, save_checkpoint
 
 INT8_PARTS = ("dit", "text")
 
@@ -45,3 +45,16 @@ def run(work: Path, out: Path | None, sigmas: tuple[float, ...] | None, history:
     size_mb = out.stat().st_size / 1e6
     print(f"export: {out.name}, {size_mb:.1f} MB", flush=True)
     return {"file": out.name, "size_mb": round(size_mb, 2)}
+
+
+def unpack(checkpoint: Path, work: Path) -> None:
+    """Put the parts of a finished checkpoint into `work` as the stages leave them, so that they go on with --resume."""
+    _, modules = load_checkpoint(checkpoint)
+    parts = {
+        "teacher": {"dit.": modules["dit"], "text.": modules["text"]},
+        "vae": {"": modules["vae"]},
+        "audio": {"encoder.": modules["audio"]},
+    }
+    for stage, owners in parts.items():
+        tensors = {prefix + k: v for prefix, module in owners.items() for k, v in module.state_dict().items()}
+        save_shards(work / stage, tensors, {"from": checkpoint.name})

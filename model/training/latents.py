@@ -113,11 +113,18 @@ def build(
     variants: int,
     hero_share: float,
     keep_video: bool = False,
+    beard_share: float = 0.0,
+    quiet_gain: float = 1.0,
 ) -> tuple[LatentSet, dict[str, Tensor], Tensor | None]:
-    """Plan, render and encode `count` clips; also the identities, and the pictures where asked for."""
+    """Plan, render and encode `count` clips; also the identities, and the pictures where asked for.
+
+    Args:
+        hero_share, beard_share: see `draw_identities`.
+        quiet_gain: factor on the mouth's loss weight in latent frames where nobody speaks.
+    """
     renderer, gen = Renderer(size), torch.Generator(DEVICE).manual_seed(seed + 5)
     plan = plan_clips(speech, count, blocks * 12, seed)
-    identity, motion = draw_identities(count, seed + 1, hero_share), plan.motion()
+    identity, motion = draw_identities(count, seed + 1, hero_share, beard_share), plan.motion()
     latents, references, weights, videos = [], [], [], []
     chunk = 32
     for low in range(0, count, chunk):
@@ -127,7 +134,8 @@ def build(
         video, mouth, eyes, _ = renderer.clips(own, {k: v[part] for k, v in motion.items()})
         z = encode_clips(vae, video)
         latents.append(z.unflatten(2, (blocks, 3)).transpose(1, 2))
-        weights.append(latent_weights(mouth, eyes, z.shape[-1]).unflatten(1, (blocks, 3)))
+        gain = torch.where(still_mouth(plan.curves[part]), quiet_gain, 1.0)
+        weights.append(latent_weights(mouth, eyes, z.shape[-1], gain).unflatten(1, (blocks, 3)))
         again = torch.arange(n, device=DEVICE).repeat_interleave(REFERENCES)
         poses, calm = random_motion(n * REFERENCES, gen), neutral_motion(n * REFERENCES, gen)
         first = (torch.arange(n * REFERENCES, device=DEVICE) % REFERENCES) == 0
@@ -148,8 +156,17 @@ def build(
     return data, identity, torch.cat(videos) if keep_video else None
 
 
-def latent_weights(mouth: Tensor, eyes: Tensor, grid: int) -> Tensor:
-    """Mouth x6 and eyes x3 in latent cells: [B, T, 2], [B, T, 2, 2] to [B, T/4, grid, grid] float16."""
+def still_mouth(curves: Tensor) -> Tensor:
+    """Latent frames [B, T/4] bool whose mouth rests all the time; curves [B, T, 8]."""
+    return curves[..., :5].abs().amax(-1).unflatten(1, (-1, 4)).amax(2) < 0.02
+
+
+def latent_weights(mouth: Tensor, eyes: Tensor, grid: int, mouth_gain: Tensor) -> Tensor:
+    """Mouth x6, times `mouth_gain` [B, T/4], and eyes x3 in latent cells.
+
+    Centres [B, T, 2], [B, T, 2, 2] to [B, T/4, grid, grid] float16.
+    """
     mouth, eyes = mouth.unflatten(1, (-1, 4)).mean(2), eyes.unflatten(1, (-1, 4)).mean(2)
     box = torch.maximum(box_mask(eyes[..., 0, :], grid, 0.08, 0.07), box_mask(eyes[..., 1, :], grid, 0.08, 0.07))
-    return (1 + 5 * box_mask(mouth, grid, 0.16, 0.12) + 2 * box).half()
+    lips = (6 * mouth_gain - 1)[..., None, None] * box_mask(mouth, grid, 0.16, 0.12)
+    return (1 + lips + 2 * box).half()

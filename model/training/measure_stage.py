@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.training import render
-from model.training.clips import Renderer, random_motion
+from model.training.clips import Renderer, draw_identities, random_motion
 from model.training.figures import correlation
-from model.training.sitting import DEVICE, Sitting, adamw, autocast, save_shards, set_rate
+from model.training.sitting import DEVICE, Sitting, adamw, autocast, load_shards, save_shards, set_rate
 
 READ = (
     "jaw", "open", "width", "round", "press", "ftuck", "teeth", "smile", "blink", "gaze_x", "gaze_y",
@@ -23,6 +23,9 @@ READ = (
 )  # fmt: skip
 SCALE = torch.tensor([1, 1, 1, 1, 1, 1, 1, 1, 1, 0.5, 0.3, 1, 1, 0.3, 0.15, 0.1, 0.05, 0.05, 0.1])
 IDENTITY = 64
+BEARD_SHARE = 0.2
+CLASSES = "classes"
+"""Name under which the identities' directions are stored beside the meter's weights, for --resume."""
 CROP = (96, 224, 64, 192)
 """Mouth region of a 256 px picture: top, bottom, left, right."""
 
@@ -71,7 +74,7 @@ def _render_set(count: int, identities: int, batch: int, seed: int) -> tuple[Ten
     """Pictures uint8, truth [n, len(READ)], identity index."""
     gen = torch.Generator(DEVICE).manual_seed(seed)
     renderer = Renderer(256, batch)
-    table = render.sample_identity(identities, gen, DEVICE)
+    table = draw_identities(identities, seed, hero_share=0.0, beard_share=BEARD_SHARE)
     pictures = torch.empty(count, 3, 256, 256, dtype=torch.uint8, device=DEVICE)
     truth, who = torch.empty(count, len(READ), device=DEVICE), torch.empty(count, dtype=torch.long, device=DEVICE)
     for low in range(0, count, batch):
@@ -85,16 +88,22 @@ def _render_set(count: int, identities: int, batch: int, seed: int) -> tuple[Ten
     return pictures, truth, who
 
 
-def run(work: Path, seconds: float, smoke: bool = False, evaluation: bool = True) -> dict[str, float]:
+def run(
+    work: Path, seconds: float, smoke: bool = False, resume: bool = False, evaluation: bool = True
+) -> dict[str, float]:
     """Train one meter; `evaluation` picks the seed and widths of the ruler."""
     name = "meter_eval" if evaluation else "meter"
     torch.manual_seed(4242 if evaluation else 77)
-    count, identities, batch = (48, 8, 8) if smoke else (160_000, 1500, 64)
+    count, identities, batch = (48, 8, 8) if smoke else (240_000, 3000, 64)
     pictures, truth, who = _render_set(count, identities, batch, 771 if evaluation else 772)
     print(f"{name}: {count} frames rendered", flush=True)
     held = max(batch, count // 50)
     meter = Meter(64 if evaluation else 48).to(DEVICE, memory_format=torch.channels_last)
     classes = nn.Parameter(F.normalize(torch.randn(identities, IDENTITY, device=DEVICE), dim=1))
+    if resume:
+        stored, _ = load_shards(work / name)
+        classes.data = stored.pop(CLASSES).to(DEVICE)
+        meter.load_state_dict(stored)
     optimiser = adamw([*meter.parameters(), classes])
     sitting, unit = Sitting(name, seconds), 1 / SCALE.to(DEVICE)
     size = 8 if smoke else 192
@@ -117,7 +126,7 @@ def run(work: Path, seconds: float, smoke: bool = False, evaluation: bool = True
     meter.eval()
     figures = _held_out(meter, pictures[:held], truth[:held], who[:held])
     sitting.report(str(figures))
-    save_shards(work / name, meter.state_dict(), figures | {"width": 64 if evaluation else 48})
+    save_shards(work / name, meter.state_dict() | {CLASSES: classes}, figures | {"width": 64 if evaluation else 48})
     return figures
 
 

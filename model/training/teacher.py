@@ -29,6 +29,9 @@ ADAM_PARTS = (
     "patch_embedding", "cond_encoder", "head", "words", "positions", "modulation", "cond_mask", "padding", ".weights"
 )  # fmt: skip
 TRAIN_BLOCKS = 7
+BEARD_SHARE = 0.2
+QUIET_GAIN = 2.0
+"""Weight of a resting mouth against a speaking one: lips that do not quite meet are seen at once."""
 
 
 class Student(nn.Module):
@@ -170,7 +173,10 @@ def run(
     clips, batch, span = (4, 2, 4) if smoke else (clips, batch, TRAIN_BLOCKS)
     vae, encoder = load_vae(work), load_audio(work)
     speech = SpeechSet.load(work / "speech.npz")
-    data, _, _ = build(vae, encoder, speech, clips, blocks, size, 31 + int(resume) * 1000, 3, 0.25)
+    seed = 31 + int(resume) * 1000
+    data, _, _ = build(
+        vae, encoder, speech, clips, blocks, size, seed, 3, 0.25, beard_share=BEARD_SHARE, quiet_gain=QUIET_GAIN
+    )
     del speech
     print(f"teacher: {clips} clips as latents in {time.monotonic() - clock:.0f} s", flush=True)
     student = Student(tiny()).to(DEVICE)
