@@ -186,7 +186,7 @@ class Generator:
         latents = self.denoiser.block(
             session.stream,
             request.block,
-            session.noise.block(request.block),
+            session.noise.block(request.block).to(self._device),
             audio,
             self._pose(session, request),
             distance,
