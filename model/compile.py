@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from model.attention import Attention, attend
 from model.audio_tokens import AudioCondition, AudioInjector
 from model.dit import Block, DiT, Modulation, StepModulation, TextKV
-from model.fp8 import quantise
+from model.fp8 import Fp8FeedForward, quantise
 from model.kv_cache import RollingCache
 from model.rope import Rotation
 
@@ -142,4 +142,6 @@ def speed_up(dit: DiT, *, fp8: bool = False, backend: str | None = "inductor") -
         block.ffn[1] = SigmoidGELU()
     if fp8:
         quantise(dit)
+        for block in dit.blocks:
+            block.ffn = Fp8FeedForward(block.ffn[0], block.ffn[2])
     dit.forward = CompiledPass(dit, backend)

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LARGEST = 448.0
-"""Of e4m3."""
+from model.fp8_kernels import gelu_to_fp8_rows, to_fp8_rows
+
 EXCLUDED = (
     "text_embedding",
     "time_embedding",
@@ -26,12 +26,6 @@ EXCLUDED = (
     "casual_audio_encoder.encoder.final_linear",
 )
 """Layers whose name contains one of these stay as they are."""
-
-
-def to_fp8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., rows, n] to e4m3 of the same shape and float32 scales [..., rows, 1], so that values * scales are x."""
-    scale = x.abs().amax(-1, keepdim=True).float().clamp_min(1e-12) / LARGEST
-    return (x.float() * scale.reciprocal()).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale
 
 
 class Fp8Linear(nn.Module):
@@ -46,9 +40,13 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out] in x's dtype."""
-        rows, scale = to_fp8_rows(x.reshape(-1, x.shape[-1]))
-        if x.is_cuda:
-            y = torch._scaled_mm(
+        y = self.product(*to_fp8_rows(x.reshape(-1, x.shape[-1])))
+        return y.to(x.dtype).view(*x.shape[:-1], y.shape[-1])
+
+    def product(self, rows: Tensor, scale: Tensor) -> Tensor:
+        """Rounded rows [rows, in] and their scales [rows, 1] to [rows, out], bfloat16 on a GPU, else float32."""
+        if rows.is_cuda:
+            return torch._scaled_mm(
                 rows,
                 self.weight.t(),
                 scale_a=scale,
@@ -57,10 +55,21 @@ class Fp8Linear(nn.Module):
                 out_dtype=torch.bfloat16,
                 use_fast_accum=True,
             )
-        else:
-            y = F.linear(rows.float(), self.weight.float()) * scale * self.scale
-            y = y if self.bias is None else y + self.bias.float()
-        return y.to(x.dtype).view(*x.shape[:-1], y.shape[-1])
+        y = F.linear(rows.float(), self.weight.float()) * scale * self.scale
+        return y if self.bias is None else y + self.bias.float()
+
+
+class Fp8FeedForward(nn.Module):
+    """Two layers in e4m3 with a GELU between them that comes out rounded."""
+
+    def __init__(self, up: Fp8Linear, down: Fp8Linear) -> None:
+        super().__init__()
+        self.up, self.down = up, down
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., D] in x's dtype."""
+        hidden = self.up(x).flatten(0, -2)
+        return self.down.product(*gelu_to_fp8_rows(hidden)).to(x.dtype).view(x.shape)
 
 
 def quantise(module: nn.Module, prefix: str = "") -> int:
