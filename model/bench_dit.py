@@ -11,12 +11,9 @@ Work counted: what a pass computes once text keys, modulations and rotations are
 from __future__ import annotations
 
 import argparse
-import gc
-import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,19 +21,26 @@ import torch
 from torch import Tensor
 
 from model.attention import attend
+from model.bench_timing import (
+    BenchError,
+    Timer,
+    check_size,
+    kernels_ms,
+    name_of,
+    print_result,
+    quantile,
+    release,
+    size_of,
+    this_device,
+)
 from model.compile import best_attention, speed_up
 from model.config import DiTConfig, SamplerConfig, StreamConfig
 from model.denoiser import Denoiser, StreamState
 from model.dit import DiT
-from model.errors import ModelError
 from model.fp8 import to_fp8_rows
 from model.random_weights import random_dit
 
 DTYPES = ("fp8", "bf16")
-
-
-class BenchError(ModelError):
-    """The measurement cannot run as asked; the message names the argument."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +65,7 @@ class DiTBench:
     """Time the transformer as it is, neither fused nor compiled."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "height"):
-            value = getattr(self, name)
-            if value < 64 or value % 16:
-                raise BenchError(f"{name} is {value}; give a multiple of 16, 64 or more")
+        check_size(self.width, self.height)
         if self.dtype not in DTYPES:
             raise BenchError(f"dtype is {self.dtype!r}; choose {' or '.join(DTYPES)}")
         if self.plain and self.dtype == "fp8":
@@ -80,14 +81,6 @@ class DiTBench:
         return DiTConfig(num_layers=self.layers, audio_inject_layers=inject)
 
 
-def size_of(text: str) -> tuple[int, int]:
-    """`704x384` as width and height."""
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise BenchError(f"size is {text!r}; write it as WIDTHxHEIGHT, for example 704x384")
-    return int(parts[0]), int(parts[1])
-
-
 def pass_flops(cfg: DiTConfig, tokens: int, keys: int) -> dict[str, float]:
     """Work of one pass by kind of kernel, in FLOP.
 
@@ -100,29 +93,6 @@ def pass_flops(cfg: DiTConfig, tokens: int, keys: int) -> dict[str, float]:
     linear = 2 * tokens * d * (y * (6 * d + 2 * cfg.ffn_dim) + j * 2 * d)
     cross = 4 * tokens * d * (y * cfg.text_len + j * (cfg.num_audio_token + 1))
     return {"linear": float(linear), "attention": float(4 * tokens * keys * d * y), "cross_attention": float(cross)}
-
-
-class Timer:
-    """Seconds of repeated work on a device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-
-    def sync(self) -> None:
-        if self._cuda:
-            torch.cuda.synchronize()
-
-    def median_s(self, work: Callable[[], object], runs: int = 20) -> float:
-        """Median of `runs` after three to warm up, each waited for."""
-        times = []
-        for i in range(runs + 3):
-            self.sync()
-            start = time.perf_counter()
-            work()
-            self.sync()
-            if i >= 3:
-                times.append(time.perf_counter() - start)
-        return statistics.median(times)
 
 
 @torch.inference_mode()
@@ -234,20 +204,10 @@ def _references(dit: DiT, bench: DiTBench, free_bytes: float) -> dict[str, Tenso
     if free_bytes > 4 * weights + 50e9 * bench.layers / 40:
         references["float32"] = latents_of(dit.float(), bench)
         dit.bfloat16()
-        _release()
+        release()
     references["bfloat16"] = latents_of(dit, bench)
-    _release()
+    release()
     return references
-
-
-def _release() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _quantile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 def measure(bench: DiTBench, config: DiTConfig | None = None) -> dict[str, Any]:
@@ -257,14 +217,14 @@ def measure(bench: DiTBench, config: DiTConfig | None = None) -> dict[str, Any]:
         bench: what to measure.
         config: sizes in place of the published ones.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = this_device()
     cfg, stream, sigmas = config or bench.config(), StreamConfig(), SamplerConfig().sigmas
     h, w = bench.height // 8, bench.width // 8
     tokens = stream.frames_per_block * (h // 2) * (w // 2)
     keys = cfg.condition_tokens(h, w) + stream.ring_blocks * tokens
     dit = random_dit(cfg, 0, device, torch.bfloat16)
     result: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "device": name_of(device),
         "torch": torch.__version__,
         "size": f"{bench.width}x{bench.height}",
         "dtype": bench.dtype + (" plain" if bench.plain else ""),
@@ -278,15 +238,15 @@ def measure(bench: DiTBench, config: DiTConfig | None = None) -> dict[str, Any]:
     references = _references(dit, bench, free) if bench.quality else {}
     if not bench.plain:
         speed_up(dit, fp8=bench.dtype == "fp8")
-        _release()
+        release()
     if references:
         got = latents_of(dit, bench)
         result["quality"] = {name: distance(got, wanted) for name, wanted in references.items()}
         if "float32" in references:
             result["quality"]["plain bfloat16 against float32"] = distance(*reversed(references.values()))
-        _release()
+        release()
     result["ceilings_tflops"] = {k: float(f"{v:.4g}") for k, v in ceilings(cfg, tokens, keys, device).items()}
-    _release()
+    release()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with torch.inference_mode():
@@ -297,7 +257,8 @@ def measure(bench: DiTBench, config: DiTConfig | None = None) -> dict[str, Any]:
         result["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
         result["device_used_gb"] = round((free - torch.cuda.mem_get_info()[0]) / 1e9, 2)
     if bench.profile:
-        result["kernels_ms"] = _kernels(run)
+        with torch.inference_mode():
+            result["kernels_ms"] = kernels_ms(run.block, device, per=run.denoiser.num_passes)
     return result
 
 
@@ -314,8 +275,8 @@ def _figures(
     ideal_ms = 1e-9 * (work["linear"] / gemm + attention / ceiling["attention"])
     total = sum(work.values())
     return {
-        "forward_ms": {"p50": round(median, 2), "p99": round(_quantile(forward_ms, 0.99), 2)},
-        "block_ms": {"p50": round(block, 2), "p99": round(_quantile(block_ms, 0.99), 2)},
+        "forward_ms": {"p50": round(median, 2), "p99": round(quantile(forward_ms, 0.99), 2)},
+        "block_ms": {"p50": round(block, 2), "p99": round(quantile(block_ms, 0.99), 2)},
         "passes": len(forward_ms),
         "fps": round(12e3 / block, 2),
         "tflop": round(total / 1e12, 1),
@@ -324,24 +285,7 @@ def _figures(
     }
 
 
-@torch.inference_mode()
-def _kernels(run: Run, rows: int = 25) -> dict[str, float]:
-    """Milliseconds per pass of the longest kernels of one block."""
-    from torch.profiler import ProfilerActivity, profile
-
-    activity = ProfilerActivity.CUDA if run.device.type == "cuda" else ProfilerActivity.CPU
-    with profile(activities=[activity]) as record:
-        run.block()
-        Timer(run.device).sync()
-    spent: dict[str, float] = {}
-    for row in record.key_averages():
-        micros = row.self_device_time_total if run.device.type == "cuda" else row.self_cpu_time_total
-        spent[row.key[:110]] = spent.get(row.key[:110], 0.0) + micros / 1000 / run.denoiser.num_passes
-    longest = sorted(spent.items(), key=lambda item: -item[1])[:rows]
-    return {name: round(ms, 3) for name, ms in longest} | {"all kernels": round(sum(spent.values()), 3)}
-
-
-def table(result: dict[str, Any]) -> list[str]:
+def table(result: dict[str, Any]) -> list[tuple[str, str]]:
     """The figures for people."""
     rows = [
         ("device", f"{result['device']}, torch {result['torch']}"),
@@ -358,17 +302,13 @@ def table(result: dict[str, Any]) -> list[str]:
         rows.append(("memory", f"{result['peak_gb']} GB allocated at most, {result['device_used_gb']} GB held"))
     for name, figures in result.get("quality", {}).items():
         rows.append((name, "cosine {cosine}, relative error {relative_error}".format(**figures)))
-    rows += [(f"{ms:9.3f} ms", name) for name, ms in result.get("kernels_ms", {}).items()]
-    width = max(len(name) for name, _ in rows)
-    return [f"{name:<{width}}  {value}" for name, value in rows]
+    return rows
 
 
 def run_bench(bench: DiTBench, *, as_json: bool = False) -> int:
     """Measure and print a table, and with `as_json` one JSON line behind it."""
     result = measure(bench)
-    print("\n".join(table(result)))
-    if as_json:
-        print(json.dumps(result))
+    print_result(table(result), result, as_json=as_json)
     return 0
 
 

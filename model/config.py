@@ -434,6 +434,10 @@ class RunConfig:
     """Denoising schedule: full, light for slow machines, or auto: what the timing at start-up allows."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision; auto times both at start-up and takes the faster, part by part."""
+    device: str = "auto"
+    """Where the model runs: cpu, cuda, cuda:1 and so on; auto takes the first GPU where there is one."""
+    weights_dtype: Literal["auto", "bf16", "fp8"] = "auto"
+    """Of the transformer's linear layers on a GPU; auto takes bf16, fp8 halves their memory and nearly their time."""
     threads: int = 0
     """Processor threads of the model; 0 takes the cores this process may use but one, which is left to the server."""
     load: float = 0.35
@@ -444,6 +448,18 @@ class RunConfig:
         _check(
             self.dtype in ("auto", "float32", "bfloat16"),
             f"dtype is {self.dtype!r}; choose auto, float32 or bfloat16",
+        )
+        _check(
+            self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdecimal(),
+            f"device is {self.device!r}; choose auto, cpu, cuda or cuda:N",
+        )
+        _check(
+            self.weights_dtype in ("auto", "bf16", "fp8"),
+            f"weights_dtype is {self.weights_dtype!r}; choose auto, bf16 or fp8",
+        )
+        _check(
+            self.weights_dtype != "fp8" or self.dtype != "float32",
+            "weights_dtype is fp8 but dtype is float32; set dtype to auto or bfloat16",
         )
         _check(self.lora_alpha > 0, f"lora_alpha is {self.lora_alpha}; use a positive number, 64 for the published one")
         is_folder = not self.checkpoint.endswith(".safetensors") and self.checkpoint not in ("tiny",)

@@ -26,6 +26,7 @@ from model.dit import TextKV
 from model.errors import CheckpointError, ModelError, UnknownSessionError, UnsupportedError
 from model.interface import POSTURES, BlockRequest, BlockResult, ModelInfo, SessionInfo, SessionSpec, SessionUpdate
 from model.motion import PARAMETERS, MotionController, MotionSizes
+from model.pictures import to_pictures
 from model.portrait import fit_portrait, fit_short_side
 from model.profile import Profile, choose_profile
 from model.sampler import NoiseSource
@@ -185,7 +186,7 @@ class Generator:
         latents = self.denoiser.block(
             session.stream,
             request.block,
-            session.noise.block(request.block),
+            session.noise.block(request.block).to(self._device),
             audio,
             self._pose(session, request),
             distance,
@@ -290,12 +291,6 @@ class Generator:
     def _start(self, text: TextKV, portrait: Portrait) -> StreamState:
         past = portrait.still.past if self.config.dit.enable_framepack else None
         return self.denoiser.start(text, portrait.still.reference, past)
-
-
-def to_pictures(video: Tensor) -> np.ndarray:
-    """Video [1, 3, T, H, W], about -1..1, to [T, H, W, 3] uint8 RGB."""
-    pixels = video[0].permute(1, 2, 3, 0).float().mul(127.5).add_(128).clamp_(0, 255)
-    return pixels.to(torch.uint8, memory_format=torch.contiguous_format).cpu().numpy()
 
 
 def load_model(

@@ -20,6 +20,7 @@ from torch import nn
 
 from model.config import ModelConfig, RunConfig
 from model.denoiser import Denoiser
+from model.fast import make_fast
 
 MAX_AUTO_THREADS = 4
 """More threads than this do not speed up pictures and layers of these sizes."""
@@ -92,18 +93,23 @@ class Timing(NamedTuple):
 
 def time_of(work: Callable[[], object], give_up_s: float = float("inf")) -> Timing:
     """Time some runs after one to warm up; a first run beyond `give_up_s` is taken as it is."""
-    start = time.perf_counter()
-    work()
-    first = time.perf_counter() - start
+    first = _seconds(work)
     if first > give_up_s:
         return Timing(first, first)
     runs: list[float] = []
     end = time.perf_counter() + _BUDGET_S
     while len(runs) < 2 or (len(runs) < 5 and time.perf_counter() < end):
-        start = time.perf_counter()
-        work()
-        runs.append(time.perf_counter() - start)
+        runs.append(_seconds(work))
     return Timing(min(runs), statistics.median(runs))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Of one run; what a GPU still has to do for it is waited for."""
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 @torch.inference_mode()
@@ -112,10 +118,11 @@ def choose_profile(config: ModelConfig, modules: dict[str, nn.Module], run: RunC
 
     Args:
         config: sizes; the picture size already the one that will run.
-        modules: as `weights.build_modules` makes them, float32; `dit` and the VAE's decoder are replaced here where
-            bfloat16 wins, and the thread count of this process is set.
+        modules: as `weights.load_weights` gives them; `dit` and the VAE's decoder are replaced here where bfloat16
+            wins, and the thread count of this process is set. On a GPU both are brought into their fast form.
         run: what the operator asked for.
     """
+    device = modules["dit"].head.head.weight.device
     threads = run.threads or min(max(1, usable_cores() - 1), MAX_AUTO_THREADS)
     torch.set_num_threads(threads)
     reasons = {
@@ -125,19 +132,28 @@ def choose_profile(config: ModelConfig, modules: dict[str, nn.Module], run: RunC
     }
     if config.vae.kind == "light":  # two-dimensional convolutions only
         modules["vae"].to(memory_format=torch.channels_last)
-    modules["dit"], dit_dtype, pass_s, reasons["dit_dtype"] = _faster(
-        modules["dit"], run.dtype, lambda module: _time_pass(config, module), "a pass"
-    )
     vae = modules["vae"]
 
     def time_decoder(decoder: nn.Module) -> Callable[[], object]:
         vae.decoder = decoder
-        latents = torch.zeros(1, config.vae.z_dim, 1, *_latent_size(config), dtype=next(decoder.parameters()).dtype)
+        dtype = next(decoder.parameters()).dtype
+        latents = torch.zeros(1, config.vae.z_dim, 1, *_latent_size(config), dtype=dtype, device=device)
         state = vae.decode(latents)[1]
         return lambda: vae.decode(latents, state)
 
-    vae.decoder, vae_dtype, latent_s, reasons["vae_dtype"] = _faster(vae.decoder, run.dtype, time_decoder, "a latent")
-    window, audio = torch.zeros(1, config.window.samples), modules["audio"]
+    dit_dtype = vae_dtype = torch.float32
+    if device.type == "cuda":
+        dit_dtype, vae_dtype = make_fast(modules, run, reasons)
+        pass_s = time_of(_time_pass(config, modules["dit"])).typical
+        latent_s = time_of(time_decoder(vae.decoder)).typical
+    else:
+        modules["dit"], dit_dtype, pass_s, reasons["dit_dtype"] = _faster(
+            modules["dit"], run.dtype, lambda module: _time_pass(config, module), "a pass"
+        )
+        vae.decoder, vae_dtype, latent_s, reasons["vae_dtype"] = _faster(
+            vae.decoder, run.dtype, time_decoder, "a latent"
+        )
+    window, audio = torch.zeros(1, config.window.samples, device=device), modules["audio"]
     stage_s = {
         "audio": time_of(lambda: audio.window_features(window, 0, audio.listen())).typical,
         "pass": pass_s,
@@ -188,13 +204,14 @@ def _time_pass(config: ModelConfig, dit: nn.Module) -> Callable[[], object]:
     c, geometry = config.dit, config.geometry
     frames, ring = config.stream.frames_per_block, config.stream.ring_blocks
     denoiser = Denoiser(dit, config.stream, config.sampler.sigmas[:1], *_latent_size(config))
-    latents = torch.zeros(1, c.in_dim, frames, *_latent_size(config))
+    zeros = lambda *shape: torch.zeros(shape, device=dit.head.head.weight.device)  # noqa: E731
+    latents = zeros(1, c.in_dim, frames, *_latent_size(config))
     motion = latents[:, :, :1] if c.enable_framepack else None
-    state = denoiser.start(dit.text_kv(torch.zeros(1, 1, c.text_dim)), latents[:, :, :1], motion)
+    state = denoiser.start(dit.text_kv(zeros(1, 1, c.text_dim)), latents[:, :, :1], motion)
     for cache in state.rings:
         cache.blocks = list(range(ring))
         cache.begin(ring)
-    features = torch.zeros(1, 1, c.audio_layers, c.audio_dim, geometry.frames_per_block)
+    features = zeros(1, 1, c.audio_layers, c.audio_dim, geometry.frames_per_block)
     audio = dit.audio_condition(features)
     pose = dit.pose(None, frames, *_latent_size(config))
     by = dit.block_rotation(ring * frames, frames, *_latent_size(config))

@@ -29,7 +29,7 @@ def fill_random(module: nn.Module, seed: int, prefix: str = "") -> None:
             key = prefix + name
             generator = torch.Generator(parameter.device)
             generator.manual_seed(zlib.crc32(f"{seed} {key}".encode()))
-            if "norm" in key and key.endswith("weight"):
+            if "norm" in key and key.endswith(("weight", "gamma")):
                 parameter.normal_(1.0, 0.02, generator=generator)
             elif parameter.squeeze().dim() < 2:
                 parameter.normal_(0.0, 0.02, generator=generator)

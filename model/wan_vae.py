@@ -1,9 +1,10 @@
-"""The published video VAE (Wan 2.1) as a stream: library layers, own memory.
+"""The published video VAE (Wan 2.1) as a stream: the library's encoder, our decoder, own memory.
 
 The library's `encode` and `decode` keep their memory in the module and clear it on every call, so one session would
 destroy another's. Here that memory is a value that goes in and comes back; weights never change and any number of
-sessions share them. The very first latent of a stream is decoded alone (it gives one picture, later ones four); after
-it any number may go together, and every splitting gives the same pictures.
+sessions share them. The encoder runs once a portrait; the decoder runs in every block and is `model.wan_decoder`. The
+very first latent of a stream is decoded alone (it gives one picture, later ones four); after it any number may go
+together, and every splitting gives the same pictures.
 
 Letters: B batch, T pictures, F latent frames (T = 1 + 4 (F - 1) from the start of a stream, then T = 4 F), H and W
 pixels, h and w latent rows and columns, z latent channels.
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from model.component_config import WanVAEConfig
 from model.state import State
 from model.vae import Still
+from model.wan_decoder import WanDecoder
 
 LATENTS_PER_CALL = 3
 """Latents that go through the decoder together: a block of the published model."""
@@ -31,8 +33,8 @@ class WanMemory(State):
     """What one stream of the encoder or of the decoder carries between calls; never changed in place."""
 
     slots: tuple[Any, ...]
-    """Per causal convolution its last inputs: [B, channels, at most 2, rows, columns], None before any, or the
-    library's mark for a temporal upsampler that has seen one latent."""
+    """Per causal convolution its last inputs, None before any: of the decoder [B, 2, rows, columns, channels], of the
+    encoder as the library keeps them, [B, channels, at most 2, rows, columns]."""
     started: bool = False
     """The first picture, or latent, has passed."""
 
@@ -62,9 +64,8 @@ class WanVAE(nn.Module):
         )
         self.cfg = cfg
         self.encoder, self.quant_conv = library.encoder, library.quant_conv
-        self.post_quant_conv, self.decoder = library.post_quant_conv, library.decoder
-        slots = lambda part: sum(isinstance(m, WanCausalConv3d) for m in part.modules())  # noqa: E731
-        self._encoder_slots, self._decoder_slots = slots(self.encoder), slots(self.decoder)
+        self.post_quant_conv, self.decoder = library.post_quant_conv, WanDecoder(cfg)
+        self._encoder_slots = sum(isinstance(m, WanCausalConv3d) for m in self.encoder.modules())
 
     def encode(self, video: Tensor, state: WanMemory | None = None) -> tuple[Tensor, WanMemory]:
         """Pictures to normalised latents, the mean of the posterior.
@@ -103,18 +104,18 @@ class WanVAE(nn.Module):
         Returns:
             Video [B, 3, T, H, W], about -1..1 (not clamped), and the state for the next call.
         """
-        state = state or WanMemory(slots=(None,) * self._decoder_slots)
+        state = state or WanMemory(slots=(None,) * self.decoder.num_slots)
         shift, scale = self._statistics(latents.device)
         x = self.post_quant_conv((latents.float() * scale + shift).to(self.post_quant_conv.weight.dtype))
-        x = x.to(next(self.decoder.parameters()).dtype)
+        x = x.to(self.decoder.conv_in.weight.dtype)
         pieces = [] if state.started else [x[:, :, :1]]
         x = x[:, :, len(pieces) :]
         pieces += list(x.split(LATENTS_PER_CALL, 2)) if x.shape[2] else []
-        memory, video = list(state.slots), []
+        slots, video = state.slots, []
         for i, piece in enumerate(pieces):
-            first = not state.started and i == 0
-            video.append(self.decoder(piece, feat_cache=memory, feat_idx=[0], first_chunk=first))
-        return torch.cat(video, 2), WanMemory(slots=tuple(memory), started=True)
+            pictures, slots = self.decoder(piece, slots, is_first=not state.started and i == 0)
+            video.append(pictures)
+        return torch.cat(video, 2) if len(video) > 1 else video[0], WanMemory(slots=slots, started=True)
 
     def still(self, image: Tensor) -> Still:
         """What a stream starts from: [B, 3, H, W] in -1..1 as a still video.

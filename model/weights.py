@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from model.component_config import UMT5TextConfig, WanVAEConfig, XLSRAudioConfig
 from model.config import ModelConfig, RunConfig
 from model.errors import CheckpointError
+from model.fast import device_of
 
 FORMAT = "avatarcast-1"
 PARTS = ("dit", "vae", "audio", "text")
@@ -141,20 +142,27 @@ def checkpoint_path(name: str) -> Path:
 def load_weights(run: RunConfig) -> tuple[ModelConfig, dict[str, nn.Module]]:
     """Modules of whatever `run.checkpoint` names: a file of this program, a released folder, or random weights.
 
+    They come on the device that `run` names. There the large ones are bfloat16 from the start unless float32 was asked
+    for; on a processor float32, so that timing can choose.
+
     Raises:
         CheckpointError: one sentence naming the file, and the key where one is at fault.
+        ValueError: the device cannot serve.
     """
-    dtype = torch.bfloat16 if run.dtype == "bfloat16" else torch.float32
+    device = device_of(run)
+    is_narrow = run.dtype == "bfloat16" or (device.type == "cuda" and run.dtype == "auto")
+    dtype = torch.bfloat16 if is_narrow else torch.float32
     if run.checkpoint.startswith(RANDOM):
         from model.forge import random_modules
 
-        return random_modules(run.checkpoint.removeprefix(RANDOM), dtype=dtype)
+        return random_modules(run.checkpoint.removeprefix(RANDOM), device=device, dtype=dtype)
     path = checkpoint_path(run.checkpoint)
     if path.is_dir():
         from model.released import load_released
 
-        return load_released(path, adapter=run.lora or None, alpha=run.lora_alpha, dtype=dtype)
-    return load_checkpoint(path)
+        return load_released(path, adapter=run.lora or None, alpha=run.lora_alpha, device=device, dtype=dtype)
+    config, modules = load_checkpoint(path)
+    return config, {name: module.to(device) for name, module in modules.items()}
 
 
 def read_metadata(path: str | Path) -> tuple[ModelConfig, dict[str, Any]]:

@@ -186,7 +186,8 @@ def bench_dit(
     as_json: JsonOption = False,
 ) -> int:
     """The 14B transformer with random weights: time of a pass, share of the device's ceiling, memory."""
-    from model.bench_dit import DiTBench, run_bench, size_of
+    from model.bench_dit import DiTBench, run_bench
+    from model.bench_timing import size_of
 
     width, height = size_of(size)
     bench = DiTBench(
@@ -199,6 +200,24 @@ def bench_dit(
         profile=profile,
         plain=plain,
     )
+    return run_bench(bench, as_json=as_json)
+
+
+@bench.command("vae")
+def bench_vae(
+    size: Annotated[str, typer.Option("--size", help="Picture size, multiples of 16.")] = "704x384",
+    dtype: Annotated[str, typer.Option("--dtype", help="bf16 or fp32.")] = "bf16",
+    blocks: Annotated[int, typer.Option("--blocks", help="Measured blocks of three latents.")] = 20,
+    quality: Annotated[bool, typer.Option("--quality", help="Compare with float32.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="List the longest kernels.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """The published video decoder with random weights: time of a block, share of the ceiling, memory."""
+    from model.bench_timing import size_of
+    from model.bench_vae import VAEBench, run_bench
+
+    width, height = size_of(size)
+    bench = VAEBench(width=width, height=height, dtype=dtype, blocks=blocks, quality=quality, profile=profile)
     return run_bench(bench, as_json=as_json)
 
 

@@ -1,0 +1,70 @@
+"""From loaded modules to the fast form on a GPU, the one way of every caller that runs a checkpoint there.
+
+The transformer's pass is compiled and its linear layers go to fp8 on request; the decoder's convolutions take their
+weights in the layout they read. On a processor none of this is done: `profile` times plain modules there instead.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from model.compile import speed_up
+from model.config import RunConfig
+from model.wan_decoder import WanDecoder, for_gpu
+
+FP8_CAPABILITY = (8, 9)
+"""Compute capability from which a GPU multiplies in fp8."""
+
+
+def device_of(run: RunConfig) -> torch.device:
+    """Where a checkpoint runs.
+
+    Raises:
+        ValueError: the device is not there, or cannot do what the configuration asks.
+    """
+    name = run.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ValueError(f"device is {run.device} but this machine has {count} GPUs that torch can use; use cpu")
+    if run.weights_dtype == "fp8":
+        capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
+        if not capable:
+            raise ValueError(
+                "weights_dtype is fp8, which needs a GPU of compute capability 8.9 or newer (Ada, Hopper); use bf16"
+            )
+    return device
+
+
+def make_fast(
+    modules: dict[str, nn.Module], run: RunConfig, reasons: dict[str, str], backend: str | None = "inductor"
+) -> tuple[torch.dtype, torch.dtype]:
+    """Change the transformer and the decoder in place for fast inference.
+
+    Args:
+        modules: on their device.
+        run: what the operator asked for; float32 leaves both modules plain.
+        reasons: gets one sentence for each of the two.
+        backend: of `torch.compile`; None leaves out the compiler.
+
+    Returns:
+        Precision of the transformer and of the decoder.
+    """
+    dit, vae = modules["dit"], modules["vae"]
+    if run.dtype == "float32":
+        dit.float()
+        reasons["dit_dtype"] = reasons["vae_dtype"] = "float32 as configured"
+        return torch.float32, torch.float32
+    is_fp8 = run.weights_dtype == "fp8"
+    speed_up(dit.bfloat16(), fp8=is_fp8, backend=backend)
+    vae.decoder.to(torch.bfloat16)
+    if isinstance(vae.decoder, WanDecoder):
+        for_gpu(vae.decoder)
+    layers = "linear layers in fp8, the rest in bfloat16" if is_fp8 else "bfloat16"
+    reasons["dit_dtype"] = f"{layers}, compiled for the GPU"
+    reasons["vae_dtype"] = "bfloat16 on the GPU"
+    return torch.bfloat16, torch.bfloat16
