@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from model.attention import attend
+from model.bench_pipeline import Decoding, first_pictures_ms, spread_of
 from model.bench_timing import (
     BenchError,
     Timer,
@@ -34,6 +35,7 @@ from model.bench_timing import (
     this_device,
 )
 from model.compile import best_attention, speed_up
+from model.component_config import WanVAEConfig
 from model.config import DiTConfig, SamplerConfig, StreamConfig
 from model.denoiser import Denoiser, StreamState
 from model.dit import DiT
@@ -63,6 +65,8 @@ class DiTBench:
     """Print what the device did in one pass."""
     plain: bool = False
     """Time the transformer as it is, neither fused nor compiled."""
+    pipeline: bool = False
+    """Also time whole blocks, decoding and the way to the host included, and the first pictures of a stream."""
 
     def __post_init__(self) -> None:
         check_size(self.width, self.height)
@@ -133,6 +137,7 @@ class Run:
         self.state: StreamState = self.denoiser.start(text, reference, motion)
         self._features = self._draw(1, 1, cfg.audio_layers, cfg.audio_dim, 4 * frames)
         self._pose = dit.pose(None, frames, h, w)
+        self.latent_shape = (frames, h, w)
         self.block_index = 0
 
     def _draw(self, *shape: int) -> Tensor:
@@ -145,6 +150,11 @@ class Run:
         out = self.denoiser.block(self.state, self.block_index, noise, audio, self._pose, 10)
         self.block_index += 1
         return out
+
+    def fill(self) -> None:
+        """Run until the rings are full and one block has been overwritten."""
+        while self.block_index < self.denoiser.stream.ring_blocks + 1:
+            self.block()
 
 
 @torch.inference_mode()
@@ -166,8 +176,7 @@ def passes_ms(run: Run, blocks: int) -> tuple[list[float], list[float]]:
         marks.append(events)
         return out
 
-    while run.block_index < run.denoiser.stream.ring_blocks + 1:
-        run.block()
+    run.fill()
     run.dit.forward = timed
     try:
         block_ms = []
@@ -210,12 +219,12 @@ def _references(dit: DiT, bench: DiTBench, free_bytes: float) -> dict[str, Tenso
     return references
 
 
-def measure(bench: DiTBench, config: DiTConfig | None = None) -> dict[str, Any]:
+def measure(bench: DiTBench, config: DiTConfig | None = None, decoder: WanVAEConfig | None = None) -> dict[str, Any]:
     """Everything `bench` asks for, as plain values.
 
     Args:
         bench: what to measure.
-        config: sizes in place of the published ones.
+        config, decoder: sizes in place of the published ones.
     """
     device = this_device()
     cfg, stream, sigmas = config or bench.config(), StreamConfig(), SamplerConfig().sigmas
@@ -252,14 +261,39 @@ def measure(bench: DiTBench, config: DiTConfig | None = None) -> dict[str, Any]:
     with torch.inference_mode():
         run = Run(dit, bench, stream, sigmas)
         forward_ms, block_ms = passes_ms(run, bench.blocks)
-    result |= _figures(bench, pass_flops(cfg, tokens, keys), result["ceilings_tflops"], forward_ms, block_ms)
+    result |= _figures(
+        bench, pass_flops(cfg, tokens, keys), result["ceilings_tflops"], forward_ms, block_ms, len(sigmas)
+    )
     if device.type == "cuda":
         result["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
         result["device_used_gb"] = round((free - torch.cuda.mem_get_info()[0]) / 1e9, 2)
     if bench.profile:
         with torch.inference_mode():
             result["kernels_ms"] = kernels_ms(run.block, device, per=run.denoiser.num_passes)
+    if bench.pipeline:
+        del run
+        result["pipeline"] = _pipeline(dit, bench, stream, sigmas, decoder or WanVAEConfig())
     return result
+
+
+@torch.inference_mode()
+def _pipeline(
+    dit: DiT, bench: DiTBench, stream: StreamConfig, sigmas: tuple[float, ...], cfg: WanVAEConfig
+) -> dict[str, Any]:
+    """First pictures of a stream, and a full stream's rate with all steps and with one less."""
+    figures: dict[str, Any] = {}
+    for count in (len(sigmas), len(sigmas) - 1):
+        release()
+        run = Run(dit, bench, stream, sigmas[:count])
+        decode = Decoding(cfg, run.device, bench.height, bench.width)
+        for _ in range(2):
+            decode(torch.zeros(1, cfg.z_dim, *run.latent_shape, device=run.device)).wait()
+        if count == len(sigmas):
+            figures["first_pictures_ms"] = round(first_pictures_ms(run, decode), 1)
+        run.fill()
+        figures[f"{count} steps"] = spread_of(run, decode, bench.blocks)
+        del run, decode
+    return figures
 
 
 def _figures(
@@ -268,6 +302,7 @@ def _figures(
     ceiling: dict[str, float],
     forward_ms: list[float],
     block_ms: list[float],
+    steps: int,
 ) -> dict[str, Any]:
     median, block = statistics.median(forward_ms), statistics.median(block_ms)
     gemm = ceiling.get(f"{bench.dtype}_gemm", ceiling["bf16_gemm"])
@@ -277,6 +312,7 @@ def _figures(
     return {
         "forward_ms": {"p50": round(median, 2), "p99": round(quantile(forward_ms, 0.99), 2)},
         "block_ms": {"p50": round(block, 2), "p99": round(quantile(block_ms, 0.99), 2)},
+        "beside_passes_ms": round(block - steps * median, 2),
         "passes": len(forward_ms),
         "fps": round(12e3 / block, 2),
         "tflop": round(total / 1e12, 1),
@@ -293,6 +329,7 @@ def table(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("dtype, plan, steps", f"{result['dtype']}, {result['plan']}, {result['steps']}"),
         ("forward p50 / p99", "{p50:.1f} / {p99:.1f} ms".format(**result["forward_ms"])),
         ("block p50 / p99", "{p50:.1f} / {p99:.1f} ms".format(**result["block_ms"])),
+        ("of it beside the passes", f"{result['beside_passes_ms']:.1f} ms"),
         ("pictures a second, without decoding", f"{result['fps']:.1f}"),
         ("reached", f"{result['tflops']:.0f} TFLOP/s ({result['tflop']} TFLOP a forward)"),
         ("ceilings", ", ".join(f"{k} {v:.0f}" for k, v in result["ceilings_tflops"].items()) + " TFLOP/s"),
@@ -300,6 +337,12 @@ def table(result: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if "peak_gb" in result:
         rows.append(("memory", f"{result['peak_gb']} GB allocated at most, {result['device_used_gb']} GB held"))
+    for name, figures in result.get("pipeline", {}).items():
+        if isinstance(figures, float):
+            rows.append(("first pictures of a stream on the host", f"{figures:.0f} ms"))
+        else:
+            text = "{fps} pictures a second, decoded; block {block_ms_p50} ms, p99/p50 {p99_over_p50}, growth {growth_bytes} B"
+            rows.append((f"{name} over {figures['blocks']} blocks", text.format(**figures)))
     for name, figures in result.get("quality", {}).items():
         rows.append((name, "cosine {cosine}, relative error {relative_error}".format(**figures)))
     return rows
@@ -319,7 +362,7 @@ def main() -> int:
     for name in ("blocks", "layers"):
         parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS)
     parser.add_argument("--dtype", default=argparse.SUPPRESS)
-    for name in ("quality", "profile", "plain"):
+    for name in ("quality", "profile", "plain", "pipeline"):
         parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")
     given = vars(parser.parse_args())

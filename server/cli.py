@@ -183,6 +183,7 @@ def bench_dit(
     quality: Annotated[bool, typer.Option("--quality", help="Compare with the plain transformer.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="List the longest kernels.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Neither fused nor compiled.")] = False,
+    pipeline: Annotated[bool, typer.Option("--pipeline", help="Whole blocks too, decoded, to the host.")] = False,
     as_json: JsonOption = False,
 ) -> int:
     """The 14B transformer with random weights: time of a pass, share of the device's ceiling, memory."""
@@ -199,6 +200,7 @@ def bench_dit(
         quality=quality,
         profile=profile,
         plain=plain,
+        pipeline=pipeline,
     )
     return run_bench(bench, as_json=as_json)
 

@@ -9,6 +9,7 @@ import pytest
 import model.bench_dit as bench_dit
 from model.bench_dit import BenchError, DiTBench, measure, pass_flops, table
 from model.compile import speed_up
+from model.component_config import WanVAEConfig
 from model.config import DiTConfig
 from tests.unit.model.small_dit import SMALL
 
@@ -22,10 +23,12 @@ def test_the_work_of_the_published_size_is_the_specification_s():
 def test_a_small_run_reports_every_figure(monkeypatch):
     monkeypatch.setattr(bench_dit, "speed_up", lambda dit, fp8: speed_up(dit, fp8=fp8, backend=None))
     config = dataclasses.replace(SMALL, in_dim=16, out_dim=16, enable_framepack=True)
-    result = measure(DiTBench(width=64, height=64, blocks=1, quality=True, dtype="fp8"), config)
+    bench = DiTBench(width=64, height=64, blocks=1, quality=True, dtype="fp8", pipeline=True)
+    result = measure(bench, config, WanVAEConfig(base_width=4, width_multipliers=(1, 1, 1, 1), residual_blocks=1))
     assert result["passes"] == result["steps"] == 4 and result["tokens"] == 48
     assert result["forward_ms"]["p50"] > 0 and 0 < result["ceiling_share"]
     assert result["quality"]["bfloat16"]["cosine"] > 0.98
+    assert result["pipeline"]["first_pictures_ms"] > 0 and result["pipeline"]["3 steps"]["fps"] > 0
     assert any(name == "share of the ceiling" for name, _ in table(result))
 
 
