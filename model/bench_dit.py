@@ -341,7 +341,7 @@ def table(result: dict[str, Any]) -> list[tuple[str, str]]:
         if isinstance(figures, float):
             rows.append(("first pictures of a stream on the host", f"{figures:.0f} ms"))
         else:
-            text = "{fps} pictures a second, decoded; block {block_ms_p50} ms, p99/p50 {p99_over_p50}, growth {growth_bytes} B"
+            text = "{fps} pictures a second, decoded; p99/p50 {p99_over_p50}, memory growth {growth_bytes} bytes"
             rows.append((f"{name} over {figures['blocks']} blocks", text.format(**figures)))
     for name, figures in result.get("quality", {}).items():
         rows.append((name, "cosine {cosine}, relative error {relative_error}".format(**figures)))

@@ -3,9 +3,10 @@
 Applied from outside: `speed_up` changes a loaded `DiT` in place, and whoever calls it (denoiser, generator, benchmarks)
 notices nothing but the time. Three things happen. Queries, keys and values of self-attention come out of one product.
 Linear layers go to fp8 on request. And `forward` is replaced by `CompiledPass`, which compiles a block's two halves
-around self-attention and its audio injection once each, all blocks sharing the code: norm, modulation and
-quantisation; query/key norm, rotation and the write into the ring; gate, residual, the next norm. Self-attention itself
-stays a call of its own, to cuDNN's kernel where there is one. Nothing in a pass waits for the device.
+around self-attention and its audio injection once each, all blocks sharing the code: norm and modulation; query/key
+norm, rotation and the write into the ring; gate, residual, the next norm; in fp8 with kernels of our own where a row is
+rounded (`model.fp8_block`). What a block's sound is prepared to is compiled too. Self-attention itself stays a call of
+its own, to cuDNN's kernel where there is one. Nothing in a pass waits for the device.
 
 The rotation is written without complex numbers and without a copy per pair, which the compiler handles well; it equals
 `model.rope.rotate`. Prefill is not compiled: it runs once a portrait.
@@ -21,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from model import fp8_block
 from model.attention import Attention, attend
 from model.audio_tokens import AudioCondition, AudioInjector
 from model.dit import Block, DiT, Modulation, StepModulation, TextKV
-from model.fp8 import Fp8FeedForward, quantise
+from model.fp8 import Fp8Linear, quantise
 from model.kv_cache import RollingCache
 from model.rope import Rotation
 
@@ -45,7 +47,11 @@ class FusedAttention(Attention):
 
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, ..., D] to normed queries and keys, and values, [B, T, N, d] each."""
-        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.split(self.qkv(x))
+
+    def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The product [B, ..., 3 D] to normed queries and keys, and values, [B, T, N, d] each."""
+        q, k, v = qkv.chunk(3, -1)
         return self.heads(self.norm_q(q)), self.heads(self.norm_k(k)), self.heads(v)
 
 
@@ -78,10 +84,20 @@ def _project(
     block: Block, x: Tensor, m: Modulation, cos: Tensor, sin: Tensor, into_k: Tensor, into_v: Tensor
 ) -> Tensor:
     """First half of a block: writes keys and values into the ring's slot, returns rotated queries [B, T, N, d]."""
-    q, k, v = block.qkv(x, m)
+    q, k, v = fp8_block.queries_keys_values(block, x, m) if _is_fp8(block, m) else block.qkv(x, m)
     into_k.copy_(_rotate(k, cos, sin))
     into_v.copy_(v)
     return _rotate(q, cos, sin)
+
+
+def _finish(block: Block, x: Tensor, attended: Tensor, m: Modulation, text: tuple[Tensor, Tensor]) -> Tensor:
+    """Second half of a block: its output [B, F, S, D]."""
+    half = fp8_block.finish if _is_fp8(block, m) else Block.finish
+    return half(block, x, attended, m, text)
+
+
+def _is_fp8(block: Block, m: Modulation) -> bool:
+    return isinstance(block.ffn[0], Fp8Linear) and m.scale1.dim() == 1
 
 
 class CompiledPass:
@@ -97,7 +113,7 @@ class CompiledPass:
         wrap: Callable[[Any], Any] = lambda f: f  # noqa: E731
         if backend is not None:
             wrap = lambda f: torch.compile(f, backend=backend, dynamic=False, fullgraph=True)  # noqa: E731
-        self._project, self._finish, self._hear = wrap(_project), wrap(Block.finish), wrap(AudioInjector.hear)
+        self._project, self._finish, self._hear = wrap(_project), wrap(_finish), wrap(AudioInjector.hear)
 
     def __call__(
         self,
@@ -142,6 +158,6 @@ def speed_up(dit: DiT, *, fp8: bool = False, backend: str | None = "inductor") -
         block.ffn[1] = SigmoidGELU()
     if fp8:
         quantise(dit)
-        for block in dit.blocks:
-            block.ffn = Fp8FeedForward(block.ffn[0], block.ffn[2])
     dit.forward = CompiledPass(dit, backend)
+    if backend is not None:
+        dit.audio_condition = torch.compile(dit.audio_condition, backend=backend, dynamic=False)

@@ -2,8 +2,8 @@
 
 Weights are quantised once, with one scale per output channel; activations at every call, with one scale per token,
 so that neither a loud channel nor a loud token costs the others their precision. The product runs as
-`torch._scaled_mm` with row-wise scales and comes out in the activations' dtype with the bias added. Under
-`model.compile` the search for a row's largest value and its rounding fuse with the norm or activation in front.
+`torch._scaled_mm` with row-wise scales and comes out in the activations' dtype with the bias added. In a transformer
+block's pass the rounding is part of the kernel in front (`model.fp8_block`).
 
 Left in their dtype, as the published code leaves them: text and time embeddings, the head, the audio encoder's last
 layer, and everything that is not a linear layer. Left out: per-tensor scales, stored fp8 checkpoints, calibration. On a
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.fp8_kernels import gelu_to_fp8_rows, to_fp8_rows
+from model.fp8_kernels import to_fp8_rows
 
 EXCLUDED = (
     "text_embedding",
@@ -57,19 +57,6 @@ class Fp8Linear(nn.Module):
             )
         y = F.linear(rows.float(), self.weight.float()) * scale * self.scale
         return y if self.bias is None else y + self.bias.float()
-
-
-class Fp8FeedForward(nn.Module):
-    """Two layers in e4m3 with a GELU between them that comes out rounded."""
-
-    def __init__(self, up: Fp8Linear, down: Fp8Linear) -> None:
-        super().__init__()
-        self.up, self.down = up, down
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to [..., D] in x's dtype."""
-        hidden = self.up(x).flatten(0, -2)
-        return self.down.product(*gelu_to_fp8_rows(hidden)).to(x.dtype).view(x.shape)
 
 
 def quantise(module: nn.Module, prefix: str = "") -> int:

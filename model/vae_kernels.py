@@ -29,7 +29,7 @@ def _kernel() -> Any:
     def add_norm_silu_kernel(
         x_at, delta_at, bias_at, gamma_at, out_at, total_at, rows, per_batch, batch_stride,
         C: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
-        HAS_DELTA: tl.constexpr, HAS_BIAS: tl.constexpr,
+        HAS_DELTA: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
         channel = tl.arange(0, PADDED)
@@ -44,13 +44,14 @@ def _kernel() -> Any:
             narrow = x.to(stored.dtype)
             tl.store(total_at + at, narrow, mask=inside)
             x = narrow.to(tl.float32)
-        length = tl.sqrt(tl.sum(x * x, 1))
-        gamma = tl.load(gamma_at + channel, mask=channel < C, other=0.0).to(tl.float32)
-        root: tl.constexpr = C**0.5
-        y = x * (root / tl.maximum(length, 1e-12))[:, None] * gamma[None, :]
-        y = y * tl.sigmoid(y)
-        to = (row // per_batch)[:, None] * batch_stride + (row % per_batch)[:, None] * C + channel[None, :]
-        tl.store(out_at + to, y.to(stored.dtype), mask=inside)
+        if HAS_NORM:
+            length = tl.sqrt(tl.sum(x * x, 1))
+            gamma = tl.load(gamma_at + channel, mask=channel < C, other=0.0).to(tl.float32)
+            root: tl.constexpr = C**0.5
+            y = x * (root / tl.maximum(length, 1e-12))[:, None] * gamma[None, :]
+            y = y * tl.sigmoid(y)
+            to = (row // per_batch)[:, None] * batch_stride + (row % per_batch)[:, None] * C + channel[None, :]
+            tl.store(out_at + to, y.to(stored.dtype), mask=inside)
 
     return add_norm_silu_kernel
 
@@ -70,15 +71,26 @@ def add_norm_silu(x: Tensor, delta: Tensor | None, bias: Tensor | None, gamma: T
     """
     if not x.is_cuda:
         return _add_norm_silu(x, delta, bias, gamma, out)
+    assert out[0].is_contiguous() and out.shape == x.shape
+    return _run(x, delta, bias, gamma, out)
+
+
+def add(x: Tensor, delta: Tensor, bias: Tensor) -> Tensor:
+    """x + delta + bias in x's dtype; x and delta [B, T, H, W, C], bias [C]."""
+    return _run(x, delta, bias, None, None) if x.is_cuda else x + (delta + bias)
+
+
+def _run(x: Tensor, delta: Tensor | None, bias: Tensor | None, gamma: Tensor | None, out: Tensor | None) -> Tensor:
+    """Launch the kernel; returns the sum, or x where there is no delta."""
     channels, rows = x.shape[-1], x.numel() // x.shape[-1]
     x, delta = x.contiguous(), None if delta is None else delta.contiguous()
-    assert out[0].is_contiguous() and out.shape == x.shape
     total = x if delta is None else torch.empty_like(x)
     padded = 1 << (channels - 1).bit_length()
     tile = max(1, _TILE // padded)
     _kernel()[(-(-rows // tile),)](
-        x, delta, bias, gamma, out, total, rows, rows // x.shape[0], out.stride(0),
-        C=channels, PADDED=padded, ROWS=tile, HAS_DELTA=delta is not None, HAS_BIAS=bias is not None, num_warps=_WARPS,
+        x, delta, bias, gamma, out, total, rows, rows // x.shape[0], 0 if out is None else out.stride(0),
+        C=channels, PADDED=padded, ROWS=tile,
+        HAS_DELTA=delta is not None, HAS_BIAS=bias is not None, HAS_NORM=gamma is not None, num_warps=_WARPS,
     )  # fmt: skip
     return total
 
