@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Exact attention without a mask: q [B, T, N, d], k and v [B, K, N, d] to [B, T, N d]."""
+    """Exact attention without a mask: q [B, T, N, d], k and v [B, K, N, d] to [B, T, N d] in q's dtype."""
+    if k.dtype != q.dtype:
+        k, v = k.to(q.dtype), v.to(q.dtype)
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return out.transpose(1, 2).flatten(2)
 

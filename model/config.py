@@ -438,6 +438,8 @@ class RunConfig:
     """Where the model runs: cpu, cuda, cuda:1 and so on; auto takes the first GPU where there is one."""
     weights_dtype: Literal["auto", "bf16", "fp8"] = "auto"
     """Of the transformer's linear layers on a GPU; auto takes bf16, fp8 halves their memory and nearly their time."""
+    kv_dtype: Literal["auto", "bf16", "fp8"] = "auto"
+    """Of the remembered keys and values on a GPU; auto takes bf16, fp8 halves their memory."""
     threads: int = 0
     """Processor threads of the model; 0 takes the cores this process may use but one, which is left to the server."""
     load: float = 0.35
@@ -453,14 +455,13 @@ class RunConfig:
             self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdecimal(),
             f"device is {self.device!r}; choose auto, cpu, cuda or cuda:N",
         )
-        _check(
-            self.weights_dtype in ("auto", "bf16", "fp8"),
-            f"weights_dtype is {self.weights_dtype!r}; choose auto, bf16 or fp8",
-        )
-        _check(
-            self.weights_dtype != "fp8" or self.dtype != "float32",
-            "weights_dtype is fp8 but dtype is float32; set dtype to auto or bfloat16",
-        )
+        for name in ("weights_dtype", "kv_dtype"):
+            value = getattr(self, name)
+            _check(value in ("auto", "bf16", "fp8"), f"{name} is {value!r}; choose auto, bf16 or fp8")
+            _check(
+                value != "fp8" or self.dtype != "float32",
+                f"{name} is fp8 but dtype is float32; set dtype to auto or bfloat16",
+            )
         _check(self.lora_alpha > 0, f"lora_alpha is {self.lora_alpha}; use a positive number, 64 for the published one")
         is_folder = not self.checkpoint.endswith(".safetensors") and self.checkpoint not in ("tiny",)
         _check(

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from model.audio_tokens import AudioCondition
@@ -49,7 +50,13 @@ class Denoiser:
     """The denoising loop of one model at one picture size; holds no stream's state."""
 
     def __init__(
-        self, dit: DiT, stream: StreamConfig, sigmas: Sequence[float], latent_height: int, latent_width: int
+        self,
+        dit: DiT,
+        stream: StreamConfig,
+        sigmas: Sequence[float],
+        latent_height: int,
+        latent_width: int,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         """
         Args:
@@ -57,8 +64,9 @@ class Denoiser:
             stream: blocks and memory.
             sigmas: falling noise levels, one per step.
             latent_height, latent_width: of the pictures.
+            kv_dtype: of the rings' keys and values; None takes the transformer's.
         """
-        self.dit, self.stream = dit, stream
+        self.dit, self.stream, self._kv_dtype = dit, stream, kv_dtype
         self.height, self.width = latent_height, latent_width
         device = dit.head.head.weight.device
         modulation = lambda sigma: dit.step_modulation(timestep(sigma).to(device))  # noqa: E731
@@ -76,7 +84,7 @@ class Denoiser:
         condition = self.dit.prefill(reference, text, motion, self.stream.sink_time)
         tokens = self.stream.frames_per_block * condition.num_reference
         rings = [
-            RollingCache.allocate(condition, self.stream.ring_blocks, tokens, self.stream.evict)
+            RollingCache.allocate(condition, self.stream.ring_blocks, tokens, self.stream.evict, self._kv_dtype)
             for _ in range(1 if self._clean is not None else len(self.steps))
         ]
         return StreamState(text=text, reference=reference, motion=motion, condition=condition, rings=rings)

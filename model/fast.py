@@ -31,13 +31,18 @@ def device_of(run: RunConfig) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise ValueError(f"device is {run.device} but this machine has {count} GPUs that torch can use; use cpu")
-    if run.weights_dtype == "fp8":
-        capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
-        if not capable:
+    capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
+    for name in ("weights_dtype", "kv_dtype"):
+        if getattr(run, name) == "fp8" and not capable:
             raise ValueError(
-                "weights_dtype is fp8, which needs a GPU of compute capability 8.9 or newer (Ada, Hopper); use bf16"
+                f"{name} is fp8, which needs a GPU of compute capability 8.9 or newer (Ada, Hopper); use bf16"
             )
     return device
+
+
+def kv_dtype_of(run: RunConfig) -> torch.dtype | None:
+    """Precision of the remembered keys and values; None is the transformer's own."""
+    return torch.float8_e4m3fn if run.kv_dtype == "fp8" else None
 
 
 def make_fast(

@@ -102,7 +102,7 @@ class Generator:
         self._frames = config.stream.frames_per_block
         self._vae_dtype, self._device = profile.vae_dtype, self.dit.head.head.weight.device
         with torch.inference_mode():
-            self.denoiser = Denoiser(self.dit, config.stream, profile.sigmas, *self._size)
+            self.denoiser = Denoiser(self.dit, config.stream, profile.sigmas, *self._size, profile.kv_dtype)
         self._sessions: dict[str, Session] = {}
         self.info = ModelInfo(
             name=config.name,

@@ -64,12 +64,25 @@ class RollingCache(State):
 
     @classmethod
     def allocate(
-        cls, condition: ConditionCache, ring_blocks: int, block_tokens: int, evict: Literal["oldest", "slot"] = "oldest"
+        cls,
+        condition: ConditionCache,
+        ring_blocks: int,
+        block_tokens: int,
+        evict: Literal["oldest", "slot"] = "oldest",
+        dtype: torch.dtype | None = None,
     ) -> RollingCache:
-        """An empty ring behind a copy of the condition (motion tokens rotated, the reference not yet)."""
+        """An empty ring behind a copy of the condition (motion tokens rotated, the reference not yet).
+
+        Args:
+            condition: as prefill leaves it.
+            ring_blocks, block_tokens: size of the ring.
+            evict: see the field.
+            dtype: of keys and values; None takes the condition's. Normed keys and the values of a trained model lie
+                well inside what e4m3 holds without a scale.
+        """
         layers, batch, count, heads, width = condition.k.shape
         shape = (layers, batch, count + ring_blocks * block_tokens, heads, width)
-        k, v = condition.k.new_zeros(shape), condition.k.new_zeros(shape)
+        k, v = (condition.k.new_zeros(shape, dtype=dtype) for _ in "kv")
         cache = cls(k=k, v=v, num_condition=count, block_tokens=block_tokens, evict=evict)
         cache.set_condition(condition)
         return cache
@@ -114,8 +127,8 @@ class RollingCache(State):
             k, v: [B, L, N, d].
 
         Returns:
-            Keys and values [B, C + filled * L, N, d], the current block included. Where `k` carries a gradient they
-            are copies, so that the buffers stay out of the graph.
+            Keys and values [B, C + filled * L, N, d] in the cache's dtype, the current block included. Where `k`
+            carries a gradient they are copies, so that the buffers stay out of the graph.
         """
         into_k, into_v, all_k, all_v, *rest = self.views(layer)
         if k.requires_grad:

@@ -20,12 +20,12 @@ from torch import nn
 
 from model.config import ModelConfig, RunConfig
 from model.denoiser import Denoiser
-from model.fast import make_fast
+from model.fast import kv_dtype_of, make_fast
 
 MAX_AUTO_THREADS = 4
 """More threads than this do not speed up pictures and layers of these sizes."""
 _BUDGET_S = 0.15
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float8_e4m3fn: "fp8"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,8 @@ class Profile:
     """Seconds of sound, one pass, and decoding."""
     reasons: dict[str, str] = field(default_factory=dict)
     """One sentence per decision."""
+    kv_dtype: torch.dtype | None = None
+    """Of the rings' keys and values; None is the transformer's own."""
 
     @classmethod
     def untimed(cls, config: ModelConfig, sigmas: tuple[float, ...] | None = None) -> Profile:
@@ -67,7 +69,11 @@ class Profile:
         """Plain values for `ModelInfo.profile`."""
         return {
             "kind": "checkpoint",
-            "dtype": {"dit": _NAMES[self.dit_dtype], "vae": _NAMES[self.vae_dtype]},
+            "dtype": {
+                "dit": _NAMES[self.dit_dtype],
+                "vae": _NAMES[self.vae_dtype],
+                "kv": _NAMES[self.kv_dtype or self.dit_dtype],
+            },
             "steps": len(self.sigmas),
             "schedule": self.schedule,
             "threads": self.threads,
@@ -141,10 +147,10 @@ def choose_profile(config: ModelConfig, modules: dict[str, nn.Module], run: RunC
         state = vae.decode(latents)[1]
         return lambda: vae.decode(latents, state)
 
-    dit_dtype = vae_dtype = torch.float32
+    kv_dtype = kv_dtype_of(run)
     if device.type == "cuda":
         dit_dtype, vae_dtype = make_fast(modules, run, reasons)
-        pass_s = time_of(_time_pass(config, modules["dit"])).typical
+        pass_s = time_of(_time_pass(config, modules["dit"], kv_dtype)).typical
         latent_s = time_of(time_decoder(vae.decoder)).typical
     else:
         modules["dit"], dit_dtype, pass_s, reasons["dit_dtype"] = _faster(
@@ -174,6 +180,7 @@ def choose_profile(config: ModelConfig, modules: dict[str, nn.Module], run: RunC
         block_s=block_s,
         stage_s=stage_s,
         reasons=reasons,
+        kv_dtype=kv_dtype,
     )
 
 
@@ -199,11 +206,11 @@ def _faster(
     return module, torch.float32, wide.typical, f"float32: {figures}"
 
 
-def _time_pass(config: ModelConfig, dit: nn.Module) -> Callable[[], object]:
+def _time_pass(config: ModelConfig, dit: nn.Module, kv_dtype: torch.dtype | None = None) -> Callable[[], object]:
     """One pass over a block whose ring is full."""
     c, geometry = config.dit, config.geometry
     frames, ring = config.stream.frames_per_block, config.stream.ring_blocks
-    denoiser = Denoiser(dit, config.stream, config.sampler.sigmas[:1], *_latent_size(config))
+    denoiser = Denoiser(dit, config.stream, config.sampler.sigmas[:1], *_latent_size(config), kv_dtype)
     zeros = lambda *shape: torch.zeros(shape, device=dit.head.head.weight.device)  # noqa: E731
     latents = zeros(1, c.in_dim, frames, *_latent_size(config))
     motion = latents[:, :, :1] if c.enable_framepack else None

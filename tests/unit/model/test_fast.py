@@ -66,3 +66,16 @@ def test_float32_leaves_the_modules_plain():
     parts, reasons = modules(config()), {}
     assert make_fast(parts, RunConfig(dtype="float32"), reasons) == (torch.float32, torch.float32)
     assert "forward" not in vars(parts["dit"])
+
+
+def test_remembered_keys_in_fp8_cost_half_and_change_little():
+    cfg = config()
+    shown, sizes = [], []
+    for kv_dtype in (None, torch.float8_e4m3fn):
+        model = Generator(cfg, modules(cfg), replace(Profile.untimed(cfg), kv_dtype=kv_dtype))
+        model.open(spec())
+        shown.append(np.stack([model.step(request(cfg, block)).frames for block in range(3)]).astype(float))
+        sizes.append(next(iter(model._sessions.values())).stream.rings[0].nbytes)
+        assert model.profile.as_dict()["dtype"]["kv"] == ("fp8" if kv_dtype else "float32")
+    assert sizes[1] * 4 == sizes[0]
+    assert 0 < np.abs(shown[0] - shown[1]).mean() < 8

@@ -98,7 +98,7 @@ def test_a_checkpoint_loads_times_itself_and_streams(tmp_path) -> None:
     assert (info.name, info.geometry.width, info.geometry.height) == ("small", 96, 64)
     assert info.window == dataclasses.replace(cfg, width=96).window
     assert info.block_s > 0
-    assert info.profile["dtype"] == {"dit": "float32", "vae": "float32"}
+    assert info.profile["dtype"] == {"dit": "float32", "vae": "float32", "kv": "float32"}
     assert torch.get_num_threads() == 1
     model.open(spec())
     assert model.step(request(model.config, 0)).frames.shape == (12, 64, 96, 3)
