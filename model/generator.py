@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -31,6 +30,7 @@ from model.portrait import fit_portrait, fit_short_side
 from model.profile import Profile, choose_profile
 from model.sampler import NoiseSource
 from model.seams import soften_seam
+from model.stage_clock import StageClock
 from model.vae import Still
 from model.weights import load_weights
 
@@ -177,9 +177,9 @@ class Generator:
         session = self._session(request.session)
         self._check(request, session)
         applied = self._apply(session, request.block)
-        start = time.perf_counter()
+        clock = StageClock(self._device)
         audio = self.dit.audio_condition(self._columns(session, request)[:, None])
-        heard = time.perf_counter()
+        clock.mark("audio")
         distance = self.config.stream.sink_distance
         if distance == "random":
             distance = session.noise.sink_distance(request.block, *self.config.stream.sink_range)
@@ -191,21 +191,21 @@ class Generator:
             self._pose(session, request),
             distance,
         )
-        denoised = time.perf_counter()
+        clock.mark("dit")
         video, session.vae = self.vae.decode(latents.to(self._vae_dtype), session.vae)
         stream = self.config.stream
         video, session.last_picture = soften_seam(
             video.float(), session.last_picture, stream.seam_frames, stream.seam_threshold
         )
         frames = to_pictures(video)
+        clock.mark("vae")
         session.last_block = request.block
-        stage_s = {"audio": heard - start, "dit": denoised - heard, "vae": time.perf_counter() - denoised}
         return BlockResult(
             session=request.session,
             block=request.block,
             epoch=request.epoch,
             frames=frames,
-            stage_s=stage_s,
+            stage_s=clock.seconds(),
             applied=applied,
         )
 
