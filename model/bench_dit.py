@@ -11,6 +11,7 @@ Work counted: what a pass computes once text keys, modulations and rotations are
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import sys
 import time
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model import fp8_attention
 from model.attention import attend
 from model.bench_pipeline import Decoding, first_pictures_ms, spread_of
 from model.bench_timing import (
@@ -55,6 +57,8 @@ class DiTBench:
     """Picture height in pixels; a multiple of 16."""
     dtype: str = "fp8"
     """Of the linear layers: fp8 or bf16; everything else is bf16."""
+    kv: str = "bf16"
+    """Of the rings' keys and values: bf16, or fp8, with attention in fp8 where cuDNN's front end is installed."""
     blocks: int = 10
     """Measured blocks, after the rings are full."""
     layers: int = 40
@@ -72,12 +76,19 @@ class DiTBench:
         check_size(self.width, self.height)
         if self.dtype not in DTYPES:
             raise BenchError(f"dtype is {self.dtype!r}; choose {' or '.join(DTYPES)}")
+        if self.kv not in DTYPES:
+            raise BenchError(f"kv is {self.kv!r}; choose {' or '.join(DTYPES)}")
         if self.plain and self.dtype == "fp8":
             raise BenchError("plain measures bf16 only; give --dtype bf16 with it")
         if not 1 <= self.blocks <= 1000:
             raise BenchError(f"blocks is {self.blocks}; choose 1 to 1000")
         if not 1 <= self.layers <= 40:
             raise BenchError(f"layers is {self.layers}; choose 1 to 40")
+
+    @property
+    def kv_dtype(self) -> torch.dtype | None:
+        """As the denoiser takes it."""
+        return torch.float8_e4m3fn if self.kv == "fp8" else None
 
     def config(self) -> DiTConfig:
         """The published sizes, cut to `layers`."""
@@ -131,7 +142,7 @@ class Run:
         frames = stream.frames_per_block
         self._draws = torch.Generator().manual_seed(1)
         self._shape = (1, cfg.in_dim, frames, h, w)
-        self.denoiser = Denoiser(dit, stream, sigmas, h, w)
+        self.denoiser = Denoiser(dit, stream, sigmas, h, w, bench.kv_dtype)
         text = dit.text_kv(self._draw(1, min(40, cfg.text_len), cfg.text_dim))
         reference, motion = self._draw(1, cfg.in_dim, 1, h, w), self._draw(*self._shape)
         self.state: StreamState = self.denoiser.start(text, reference, motion)
@@ -207,8 +218,8 @@ def distance(got: Tensor, wanted: Tensor) -> dict[str, float]:
 
 
 def _references(dit: DiT, bench: DiTBench, free_bytes: float) -> dict[str, Tensor]:
-    """Latents of the plain transformer, in bfloat16 and where it fits in float32."""
-    references = {}
+    """Latents of the plain transformer with its own keys, in bfloat16 and where it fits in float32."""
+    references, bench = {}, dataclasses.replace(bench, kv="bf16")
     weights = sum(p.numel() for p in dit.parameters())
     if free_bytes > 4 * weights + 50e9 * bench.layers / 40:
         references["float32"] = latents_of(dit.float(), bench)
@@ -237,6 +248,8 @@ def measure(bench: DiTBench, config: DiTConfig | None = None, decoder: WanVAECon
         "torch": torch.__version__,
         "size": f"{bench.width}x{bench.height}",
         "dtype": bench.dtype + (" plain" if bench.plain else ""),
+        "kv": bench.kv,
+        "attention": "fp8" if bench.kv == "fp8" and device.type == "cuda" and fp8_attention.is_installed() else "bf16",
         "plan": "single",
         "layers": cfg.num_layers,
         "steps": len(sigmas),
@@ -327,6 +340,7 @@ def table(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("device", f"{result['device']}, torch {result['torch']}"),
         ("shape", f"{result['size']}, {result['tokens']} tokens on {result['keys']} keys, {result['layers']} layers"),
         ("dtype, plan, steps", f"{result['dtype']}, {result['plan']}, {result['steps']}"),
+        ("keys and values, attention", f"{result['kv']}, {result['attention']}"),
         ("forward p50 / p99", "{p50:.1f} / {p99:.1f} ms".format(**result["forward_ms"])),
         ("block p50 / p99", "{p50:.1f} / {p99:.1f} ms".format(**result["block_ms"])),
         ("of it beside the passes", f"{result['beside_passes_ms']:.1f} ms"),
@@ -361,7 +375,8 @@ def main() -> int:
     parser.add_argument("--size", default="704x384")
     for name in ("blocks", "layers"):
         parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS)
-    parser.add_argument("--dtype", default=argparse.SUPPRESS)
+    for name in ("dtype", "kv"):
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS)
     for name in ("quality", "profile", "plain", "pipeline"):
         parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")

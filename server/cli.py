@@ -178,6 +178,7 @@ def bench_live(
 def bench_dit(
     size: Annotated[str, typer.Option("--size", help="Picture size, multiples of 16.")] = "704x384",
     dtype: Annotated[str, typer.Option("--dtype", help="Linear layers in fp8 or bf16.")] = "fp8",
+    kv: Annotated[str, typer.Option("--kv", help="Remembered keys and values in bf16 or fp8.")] = "bf16",
     blocks: Annotated[int, typer.Option("--blocks", help="Measured blocks, after the rings are full.")] = 10,
     layers: Annotated[int, typer.Option("--layers", help="Of the 40 transformer layers.")] = 40,
     quality: Annotated[bool, typer.Option("--quality", help="Compare with the plain transformer.")] = False,
@@ -195,6 +196,7 @@ def bench_dit(
         width=width,
         height=height,
         dtype=dtype,
+        kv=kv,
         blocks=blocks,
         layers=layers,
         quality=quality,

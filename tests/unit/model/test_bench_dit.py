@@ -23,7 +23,7 @@ def test_the_work_of_the_published_size_is_the_specification_s():
 def test_a_small_run_reports_every_figure(monkeypatch):
     monkeypatch.setattr(bench_dit, "speed_up", lambda dit, fp8: speed_up(dit, fp8=fp8, backend=None))
     config = dataclasses.replace(SMALL, in_dim=16, out_dim=16, enable_framepack=True)
-    bench = DiTBench(width=64, height=64, blocks=1, quality=True, dtype="fp8", pipeline=True)
+    bench = DiTBench(width=64, height=64, blocks=1, quality=True, dtype="fp8", kv="fp8", pipeline=True)
     result = measure(bench, config, WanVAEConfig(base_width=4, width_multipliers=(1, 1, 1, 1), residual_blocks=1))
     assert result["passes"] == result["steps"] == 4 and result["tokens"] == 48
     assert result["forward_ms"]["p50"] > 0 and 0 < result["ceiling_share"]
@@ -37,6 +37,7 @@ def test_a_small_run_reports_every_figure(monkeypatch):
     [
         ({"width": 700}, "width"),
         ({"dtype": "int4"}, "dtype"),
+        ({"kv": "int8"}, "kv"),
         ({"blocks": 0}, "blocks"),
         ({"layers": 41}, "layers"),
         ({"plain": True}, "plain"),
