@@ -1,8 +1,8 @@
 """Attention over e4m3 queries, keys and values through cuDNN (`nvidia-cudnn-frontend`, the extra `fp8`).
 
 A third faster than bfloat16 on a Hopper GPU. No scales are kept: queries and keys come out of an RMS norm and the
-values of a trained model lie well inside what e4m3 holds; the softmax's weights, at most one, are stretched to its upper
-range. cuDNN plans a product once per shape; a ring that fills has a few shapes, a full one has one.
+values of a trained model lie well inside what e4m3 holds; the softmax's weights, at most one, are stretched to its
+upper range. cuDNN plans a product once per shape; a ring that fills has a few shapes, a full one has one.
 
 Letters: B batch, T query tokens, K key tokens, N heads, d head width.
 """
