@@ -112,7 +112,7 @@ def pass_flops(cfg: DiTConfig, tokens: int, keys: int) -> dict[str, float]:
 
 @torch.inference_mode()
 def ceilings(cfg: DiTConfig, tokens: int, keys: int, device: torch.device) -> dict[str, float]:
-    """TFLOP/s of single kernels at the pass's own shapes: bf16 and fp8 products, self-attention."""
+    """TFLOP/s of single kernels at the pass's own shapes: products and self-attention, in bf16 and in fp8."""
     timer, dtype = Timer(device), torch.bfloat16
     draw = lambda *shape: torch.randn(*shape, device=device, dtype=dtype)  # noqa: E731
     x, w = draw(tokens, cfg.dim), draw(cfg.ffn_dim, cfg.dim)
@@ -128,6 +128,9 @@ def ceilings(cfg: DiTConfig, tokens: int, keys: int, device: torch.device) -> di
     q, k, v = draw(1, tokens, cfg.num_heads, cfg.head_dim), *(draw(1, keys, cfg.num_heads, cfg.head_dim) for _ in "kv")
     with best_attention(device):
         found["attention"] = 4e-12 * tokens * keys * cfg.dim / timer.median_s(lambda: attend(q, k, v))
+    if device.type == "cuda" and fp8_attention.is_installed():
+        narrow, attend8 = [x.to(torch.float8_e4m3fn) for x in (q, k, v)], fp8_attention.Fp8Attention(device)
+        found["fp8_attention"] = 4e-12 * tokens * keys * cfg.dim / timer.median_s(lambda: attend8(*narrow))
     return found
 
 
@@ -319,8 +322,9 @@ def _figures(
 ) -> dict[str, Any]:
     median, block = statistics.median(forward_ms), statistics.median(block_ms)
     gemm = ceiling.get(f"{bench.dtype}_gemm", ceiling["bf16_gemm"])
-    attention = work["attention"] + work["cross_attention"]
-    ideal_ms = 1e-9 * (work["linear"] / gemm + attention / ceiling["attention"])
+    own = ceiling.get("fp8_attention", ceiling["attention"]) if bench.kv == "fp8" else ceiling["attention"]
+    cross_s = work["cross_attention"] / ceiling["attention"]
+    ideal_ms = 1e-9 * (work["linear"] / gemm + work["attention"] / own + cross_s)
     total = sum(work.values())
     return {
         "forward_ms": {"p50": round(median, 2), "p99": round(quantile(forward_ms, 0.99), 2)},
