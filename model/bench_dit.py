@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model import fp8_attention
 from model.attention import attend
 from model.bench_pipeline import Decoding, first_pictures_ms, spread_of
 from model.bench_timing import (
@@ -58,7 +57,7 @@ class DiTBench:
     dtype: str = "fp8"
     """Of the linear layers: fp8 or bf16; everything else is bf16."""
     kv: str = "bf16"
-    """Of the rings' keys and values: bf16, or fp8, with attention in fp8 where cuDNN's front end is installed."""
+    """Of the rings' keys and values: bf16 or fp8; attention widens them to bf16."""
     blocks: int = 10
     """Measured blocks, after the rings are full."""
     layers: int = 40
@@ -112,7 +111,7 @@ def pass_flops(cfg: DiTConfig, tokens: int, keys: int) -> dict[str, float]:
 
 @torch.inference_mode()
 def ceilings(cfg: DiTConfig, tokens: int, keys: int, device: torch.device) -> dict[str, float]:
-    """TFLOP/s of single kernels at the pass's own shapes: products and self-attention, in bf16 and in fp8."""
+    """TFLOP/s of single kernels at the pass's own shapes: products in bf16 and fp8, self-attention."""
     timer, dtype = Timer(device), torch.bfloat16
     draw = lambda *shape: torch.randn(*shape, device=device, dtype=dtype)  # noqa: E731
     x, w = draw(tokens, cfg.dim), draw(cfg.ffn_dim, cfg.dim)
@@ -128,9 +127,6 @@ def ceilings(cfg: DiTConfig, tokens: int, keys: int, device: torch.device) -> di
     q, k, v = draw(1, tokens, cfg.num_heads, cfg.head_dim), *(draw(1, keys, cfg.num_heads, cfg.head_dim) for _ in "kv")
     with best_attention(device):
         found["attention"] = 4e-12 * tokens * keys * cfg.dim / timer.median_s(lambda: attend(q, k, v))
-    if device.type == "cuda" and fp8_attention.is_installed():
-        narrow, attend8 = [x.to(torch.float8_e4m3fn) for x in (q, k, v)], fp8_attention.Fp8Attention(device)
-        found["fp8_attention"] = 4e-12 * tokens * keys * cfg.dim / timer.median_s(lambda: attend8(*narrow))
     return found
 
 
@@ -252,7 +248,6 @@ def measure(bench: DiTBench, config: DiTConfig | None = None, decoder: WanVAECon
         "size": f"{bench.width}x{bench.height}",
         "dtype": bench.dtype + (" plain" if bench.plain else ""),
         "kv": bench.kv,
-        "attention": "fp8" if bench.kv == "fp8" and device.type == "cuda" and fp8_attention.is_installed() else "bf16",
         "plan": "single",
         "layers": cfg.num_layers,
         "steps": len(sigmas),
@@ -322,9 +317,8 @@ def _figures(
 ) -> dict[str, Any]:
     median, block = statistics.median(forward_ms), statistics.median(block_ms)
     gemm = ceiling.get(f"{bench.dtype}_gemm", ceiling["bf16_gemm"])
-    own = ceiling.get("fp8_attention", ceiling["attention"]) if bench.kv == "fp8" else ceiling["attention"]
-    cross_s = work["cross_attention"] / ceiling["attention"]
-    ideal_ms = 1e-9 * (work["linear"] / gemm + work["attention"] / own + cross_s)
+    attention = work["attention"] + work["cross_attention"]
+    ideal_ms = 1e-9 * (work["linear"] / gemm + attention / ceiling["attention"])
     total = sum(work.values())
     return {
         "forward_ms": {"p50": round(median, 2), "p99": round(quantile(forward_ms, 0.99), 2)},
@@ -344,7 +338,7 @@ def table(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("device", f"{result['device']}, torch {result['torch']}"),
         ("shape", f"{result['size']}, {result['tokens']} tokens on {result['keys']} keys, {result['layers']} layers"),
         ("dtype, plan, steps", f"{result['dtype']}, {result['plan']}, {result['steps']}"),
-        ("keys and values, attention", f"{result['kv']}, {result['attention']}"),
+        ("keys and values", result["kv"]),
         ("forward p50 / p99", "{p50:.1f} / {p99:.1f} ms".format(**result["forward_ms"])),
         ("block p50 / p99", "{p50:.1f} / {p99:.1f} ms".format(**result["block_ms"])),
         ("of it beside the passes", f"{result['beside_passes_ms']:.1f} ms"),

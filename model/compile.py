@@ -6,8 +6,7 @@ Linear layers go to fp8 on request. And `forward` is replaced by `CompiledPass`,
 around self-attention and its audio injection once each, all blocks sharing the code: norm and modulation; query/key
 norm, rotation and the write into the ring; gate, residual, the next norm; in fp8 with kernels of our own where a row is
 rounded (`model.fp8_block`). What a block's sound is prepared to is compiled too. Self-attention itself stays a call of
-its own, to cuDNN's kernel where there is one; over fp8 rings in fp8 where cuDNN's front end is installed
-(`model.fp8_attention`). Nothing in a pass waits for the device.
+its own, to cuDNN's kernel where there is one. Nothing in a pass waits for the device.
 
 The rotation is written without complex numbers and without a copy per pair, which the compiler handles well; it equals
 `model.rope.rotate`. Prefill is not compiled: it runs once a portrait.
@@ -23,12 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from model import fp8_attention, fp8_block
+from model import fp8_block
 from model.attention import Attention, attend
 from model.audio_tokens import AudioCondition, AudioInjector
 from model.dit import Block, DiT, Modulation, StepModulation, TextKV
 from model.fp8 import Fp8Linear, quantise
-from model.fp8_attention import Fp8Attention
 from model.kv_cache import RollingCache
 from model.rope import Rotation
 
@@ -83,17 +81,13 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _project(
-    block: Block, x: Tensor, m: Modulation, cos: Tensor, sin: Tensor, into_k: Tensor, into_v: Tensor, alike: bool
+    block: Block, x: Tensor, m: Modulation, cos: Tensor, sin: Tensor, into_k: Tensor, into_v: Tensor
 ) -> Tensor:
-    """First half of a block: writes keys and values into the ring's slot, returns rotated queries [B, T, N, d].
-
-    Queries come in the ring's dtype where attention takes all three alike.
-    """
+    """First half of a block: writes keys and values into the ring's slot, returns rotated queries [B, T, N, d]."""
     q, k, v = fp8_block.queries_keys_values(block, x, m) if _is_fp8(block, m) else block.qkv(x, m)
     into_k.copy_(_rotate(k, cos, sin))
     into_v.copy_(v)
-    q = _rotate(q, cos, sin)
-    return q.to(into_k.dtype) if alike else q
+    return _rotate(q, cos, sin)
 
 
 def _finish(block: Block, x: Tensor, attended: Tensor, m: Modulation, text: tuple[Tensor, Tensor]) -> Tensor:
@@ -116,8 +110,6 @@ class CompiledPass:
             backend: of `torch.compile`; None runs the parts as they are.
         """
         self._dit = dit
-        device = dit.head.head.weight.device
-        self._attend8 = Fp8Attention(device) if device.type == "cuda" and fp8_attention.is_installed() else None
         wrap: Callable[[Any], Any] = lambda f: f  # noqa: E731
         if backend is not None:
             wrap = lambda f: torch.compile(f, backend=backend, dynamic=False, fullgraph=True)  # noqa: E731
@@ -138,16 +130,14 @@ class CompiledPass:
         dit, noisy = self._dit, x
         rows, last = x.shape[-2] // dit.cfg.patch, len(dit.blocks) - 1
         cos, sin = _wide(by)
-        alike = self._attend8 is not None and cache.k.dtype == torch.float8_e4m3fn
-        attention = self._attend8 if alike else attend
         x = dit.patch_embedding(x) + pose
         with best_attention(x.device):
             for index, (block, m) in enumerate(zip(dit.blocks, step.blocks, strict=True)):
                 into_k, into_v, k, v = cache.views(index)[:4]
-                q = self._project(block, x, m, cos, sin, into_k, into_v, alike)
+                q = self._project(block, x, m, cos, sin, into_k, into_v)
                 if only_remember and index == last:
                     return noisy
-                x = self._finish(block, x, attention(q, k, v), m, text[index])
+                x = self._finish(block, x, attend(q, k, v), m, text[index])
                 heard = dit.injector_of(index)
                 if heard is not None:
                     x = self._hear(dit.audio_injector.injector[heard], x, audio.injections[heard], audio.mask)
