@@ -16,6 +16,7 @@ from typing import Any, Literal
 from model.component_config import UMT5TextConfig, WanVAEConfig, XLSRAudioConfig
 from model.geometry import Geometry
 from model.interface import WindowSpec
+from model.sampling import SamplingChoice, chosen_size
 
 MOTION_BUCKETS = (1, 2, 16)
 """Latent frames of the past per frame-packer projection, newest first; projection i merges 2**i in every direction."""
@@ -419,7 +420,7 @@ def tiny() -> ModelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunConfig:
+class RunConfig(SamplingChoice):
     """Which checkpoint to load and how to run it on this machine."""
 
     checkpoint: str = "tiny"
@@ -470,17 +471,8 @@ class RunConfig:
         )
         _check(self.threads >= 0, f"threads is {self.threads}; use 0 for all cores, or a number above 0")
         _check(0 < self.load <= 1, f"load is {self.load}; choose a value above 0 and up to 1")
-        _ = self.picture_size
-
-    @property
-    def picture_size(self) -> tuple[int, int] | None:
-        """Width and height, or None for the checkpoint's own."""
-        if self.size == "auto":
-            return None
-        sides = self.size.split("x")
-        good = len(sides) == 2 and all(side.isdecimal() and int(side) > 0 for side in sides)
-        _check(good, f"size is {self.size!r}; write it as 256x256, or auto")
-        return int(sides[0]), int(sides[1])
+        self.check_sampling()
+        chosen_size(self.size, self.size_rule)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RunConfig:

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from model.audio_tokens import AudioCondition
 from model.config import StreamConfig
-from model.dit import DiT, TextKV
+from model.dit import DiT, StepModulation, TextKV
 from model.kv_cache import ConditionCache, RollingCache
-from model.sampler import euler_step, timestep
+from model.rope import Rotation
+from model.sampler import timestep
+from model.solvers import solver_maker
 from model.state import State
 
 Observer = Callable[[int, Tensor, Tensor], None]
@@ -44,6 +46,8 @@ class StreamState(State):
     """[B, in_dim, 1, h, w] the first latent frame generated since the start."""
     num_blocks: int = 0
     """Blocks generated since the start."""
+    negative: StreamState | None = None
+    """With guidance, the same stream as it is heard without prompt and sound: own condition, own rings."""
 
 
 class Denoiser:
@@ -57,6 +61,8 @@ class Denoiser:
         latent_height: int,
         latent_width: int,
         kv_dtype: torch.dtype | None = None,
+        solver: str = "euler",
+        guidance: float = 0.0,
     ) -> None:
         """
         Args:
@@ -65,22 +71,39 @@ class Denoiser:
             sigmas: falling noise levels, one per step.
             latent_height, latent_width: of the pictures.
             kv_dtype: of the rings' keys and values; None takes the transformer's.
+            solver: one of `sampling.SOLVERS`.
+            guidance: above 1, every pass runs a second time and the velocity is `v_null + guidance (v - v_null)`.
         """
+        self.guidance = guidance if guidance > 1 else None
+        self._solver = solver_maker(solver, sigmas)
         self.dit, self.stream, self._kv_dtype = dit, stream, kv_dtype
         self.height, self.width = latent_height, latent_width
         device = dit.head.head.weight.device
         modulation = lambda sigma: dit.step_modulation(timestep(sigma).to(device))  # noqa: E731
-        following = [*sigmas[1:], 0.0]
-        self.steps = [(s, n, modulation(s)) for s, n in zip(sigmas, following, strict=True)]
+        self.sigmas = tuple(sigmas)
+        self.steps = [modulation(sigma) for sigma in sigmas]
         self._clean = modulation(stream.clean_sigma) if stream.history == "clean" else None
 
     @property
     def num_passes(self) -> int:
         """Passes of the transformer per block."""
-        return len(self.steps) + (self._clean is not None)
+        return (len(self.steps) + (self._clean is not None)) * (1 if self.guidance is None else 2)
 
-    def start(self, text: TextKV, reference: Tensor, motion: Tensor | None = None) -> StreamState:
-        """Fill the condition cache and lay out empty rings."""
+    @property
+    def num_rings(self) -> int:
+        """Rings of keys, and with guidance of both streams; each is `ring_blocks` blocks of every layer."""
+        return (1 if self._clean is not None else len(self.steps)) * (1 if self.guidance is None else 2)
+
+    def start(
+        self, text: TextKV, reference: Tensor, motion: Tensor | None = None, negative: TextKV | None = None
+    ) -> StreamState:
+        """Fill the condition cache and lay out empty rings; with guidance a second time, for the negative prompt."""
+        assert (negative is None) == (self.guidance is None), "guidance needs a negative prompt, and only guidance"
+        state = self._start(text, reference, motion)
+        state.negative = None if negative is None else self._start(negative, reference, motion)
+        return state
+
+    def _start(self, text: TextKV, reference: Tensor, motion: Tensor | None) -> StreamState:
         condition = self.dit.prefill(reference, text, motion, self.stream.sink_time)
         tokens = self.stream.frames_per_block * condition.num_reference
         rings = [
@@ -103,6 +126,8 @@ class Denoiser:
         state.condition = self.dit.prefill(state.reference, state.text, state.motion, self.stream.sink_time)
         for ring in state.rings:
             ring.set_condition(state.condition)
+        if state.negative is not None:
+            self.recondition(state.negative, reference=reference, motion=motion)
 
     def block(
         self,
@@ -113,6 +138,7 @@ class Denoiser:
         pose: Tensor,
         distance: int | Sequence[int],
         observe: Observer | None = None,
+        silence: AudioCondition | None = None,
     ) -> Tensor:
         """Generate one block.
 
@@ -123,6 +149,7 @@ class Denoiser:
             audio, pose: as the transformer's `audio_condition` and `pose` give them for this block.
             distance: latent frames by which the reference is ahead, one for all steps or one per step.
             observe: sees every step.
+            silence: with guidance, the condition of features that are all zero.
 
         Returns:
             Latents [B, out_dim, F, h, w].
@@ -130,24 +157,49 @@ class Denoiser:
         if self.stream.replace_sink and state.num_blocks == self.stream.ring_blocks:
             self.recondition(state, reference=state.first_latent)
         by = self.dit.block_rotation(index * self.stream.frames_per_block, noise.shape[2], self.height, self.width)
-        self._begin(state, index, distance)
-        x = noise
-        for i, (sigma, following, step) in enumerate(self.steps):
-            ring = state.rings[i if self._clean is None else 0]
-            if self._clean is not None and not isinstance(distance, int):
-                ring.set_reference(self._reference_keys(state, index, distance[i]))
-            velocity = self.dit(x, step, state.text, audio, pose, by, ring)
+        negative = state.negative
+        streams = [(state, audio)]
+        if negative is not None:
+            assert silence is not None, "guidance needs the condition of silence"
+            streams.append((negative, silence))
+        for stream, _ in streams:
+            self._begin(stream, index, distance)
+        x, solver = noise, self._solver()
+        for i, step in enumerate(self.steps):
+            velocities = [self._pass(stream, i, index, distance, x, step, sound, pose, by) for stream, sound in streams]
+            velocity = velocities[0]
+            if negative is not None:
+                velocity = velocities[1] + self.guidance * (velocity - velocities[1])
             if observe is not None:
                 observe(i, x, velocity)
-            x = euler_step(x, velocity, sigma, following)
-        if self._clean is not None:
-            self.dit(x, self._clean, state.text, audio, pose, by, state.rings[0], only_remember=True)
-        for ring in state.rings:
-            ring.advance()
+            x = solver.step(i, x, velocity)
+        for stream, sound in streams:
+            if self._clean is not None:
+                self.dit(x, self._clean, stream.text, sound, pose, by, stream.rings[0], only_remember=True)
+            for ring in stream.rings:
+                ring.advance()
         if state.first_latent is None:
             state.first_latent = x[:, :, :1].clone()
         state.num_blocks += 1
         return x
+
+    def _pass(
+        self,
+        state: StreamState,
+        i: int,
+        index: int,
+        distance: int | Sequence[int],
+        x: Tensor,
+        step: StepModulation,
+        audio: AudioCondition,
+        pose: Tensor,
+        by: Rotation,
+    ) -> Tensor:
+        """Velocity of one stream at step `i`."""
+        ring = state.rings[i if self._clean is None else 0]
+        if self._clean is not None and not isinstance(distance, int):
+            ring.set_reference(self._reference_keys(state, index, distance[i]))
+        return self.dit(x, step, state.text, audio, pose, by, ring)
 
     def _begin(self, state: StreamState, index: int, distance: int | Sequence[int]) -> None:
         """Open the block's slot in every ring and place the reference; equal distances share one rotation."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -29,8 +29,10 @@ from model.pictures import to_pictures
 from model.portrait import fit_portrait, fit_short_side
 from model.profile import Profile, choose_profile
 from model.sampler import NoiseSource
+from model.sampling import SamplingChoice
 from model.seams import soften_seam
 from model.stage_clock import StageClock
+from model.solvers import with_choices
 from model.vae import Still
 from model.weights import load_weights
 
@@ -81,6 +83,7 @@ class Generator:
         modules: dict[str, nn.Module],
         profile: Profile,
         noise: Literal["block", "clip"] = "block",
+        sampling: SamplingChoice | None = None,
     ) -> None:
         """
         Args:
@@ -88,7 +91,9 @@ class Generator:
             modules: as `weights.load_checkpoint` gives them, in the precision that `profile` chose, all on one device.
             profile: as `choose_profile` gives it, or `Profile.untimed`.
             noise: `block` for live streams, `clip` to draw noise as the published pipelines do.
+            sampling: solver and guidance; None takes Euler without guidance.
         """
+        sampling = sampling or SamplingChoice()
         self.config, self.profile, self.geometry = config, profile, config.geometry
         self.dit, self.vae, self.audio, self.text = (modules[part] for part in ("dit", "vae", "audio", "text"))
         channels = len(PARAMETERS) * self.geometry.vae_stride_t
@@ -102,7 +107,20 @@ class Generator:
         self._frames = config.stream.frames_per_block
         self._vae_dtype, self._device = profile.vae_dtype, self.dit.head.head.weight.device
         with torch.inference_mode():
-            self.denoiser = Denoiser(self.dit, config.stream, profile.sigmas, *self._size, profile.kv_dtype)
+            self.denoiser = Denoiser(
+                self.dit,
+                config.stream,
+                profile.sigmas,
+                *self._size,
+                profile.kv_dtype,
+                sampling.solver,
+                sampling.guidance,
+            )
+            self._negative = self._silence = None
+            if sampling.is_guided:
+                shape = (config.dit.audio_layers, config.dit.audio_dim, self.geometry.frames_per_block)
+                self._negative = self._prompt(sampling.negative_prompt)
+                self._silence = self.dit.audio_condition(torch.zeros(1, 1, *shape, device=self._device))
         self._sessions: dict[str, Session] = {}
         self.info = ModelInfo(
             name=config.name,
@@ -190,6 +208,7 @@ class Generator:
             audio,
             self._pose(session, request),
             distance,
+            silence=self._silence,
         )
         clock.mark("dit")
         video, session.vae = self.vae.decode(latents.to(self._vae_dtype), session.vae)
@@ -290,17 +309,14 @@ class Generator:
 
     def _start(self, text: TextKV, portrait: Portrait) -> StreamState:
         past = portrait.still.past if self.config.dit.enable_framepack else None
-        return self.denoiser.start(text, portrait.still.reference, past)
+        return self.denoiser.start(text, portrait.still.reference, past, self._negative)
 
 
-def load_model(
-    run: RunConfig | Mapping[str, Any] | None = None, noise: Literal["block", "clip"] = "block"
-) -> Generator:
+def load_model(run: RunConfig | Mapping[str, Any] | None = None) -> Generator:
     """Read a checkpoint and choose how to run it on this machine.
 
     Args:
         run: which checkpoint and how; plain values are taken as the fields of `RunConfig`.
-        noise: as for `Generator`.
 
     Raises:
         CheckpointError: the file is missing, broken or does not fit.
@@ -310,11 +326,10 @@ def load_model(
         if not isinstance(run, RunConfig):
             run = RunConfig.from_dict(dict(run or {}))
         config, modules = load_weights(run)
-        if run.picture_size is not None:
-            config = replace(config, width=run.picture_size[0], height=run.picture_size[1])
+        config = with_choices(config, modules, run)
         profile = choose_profile(config, modules, run)
     except ValueError as error:
         raise UnsupportedError(str(error)) from error
     for reason in profile.reasons.values():
         log.info("%s", reason)
-    return Generator(config, modules, profile, noise)
+    return Generator(config, modules, profile, run.noise, run)

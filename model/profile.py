@@ -222,7 +222,7 @@ def _time_pass(config: ModelConfig, dit: nn.Module, kv_dtype: torch.dtype | None
     audio = dit.audio_condition(features)
     pose = dit.pose(None, frames, *_latent_size(config))
     by = dit.block_rotation(ring * frames, frames, *_latent_size(config))
-    step = denoiser.steps[0][2]
+    step = denoiser.steps[0]
     return lambda: dit(latents, step, state.text, audio, pose, by, state.rings[0])
 
 
@@ -232,9 +232,10 @@ def _schedule(
     """Schedule, its noise levels, the estimated time of a block, and why."""
     full, light = config.sampler.sigmas, config.sampler.light_sigmas
     extra = 1 if config.stream.history == "clean" else 0
+    times = 2 if run.is_guided else 1
 
     def block_s(sigmas: tuple[float, ...]) -> float:
-        return stage_s["audio"] + (len(sigmas) + extra) * stage_s["pass"] + stage_s["vae"]
+        return stage_s["audio"] + times * (len(sigmas) + extra) * stage_s["pass"] + stage_s["vae"]
 
     limit = run.load * config.geometry.block_s
     if run.steps == "light" and not light:

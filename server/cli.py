@@ -112,7 +112,7 @@ def generate(
     output_name: Annotated[str | None, typer.Option("--output_name", help="Name, with or without .mp4.")] = None,
     config: ConfigOption = "tiny",
     base_seed: Annotated[int, typer.Option("--base_seed", help="Seed of noise and idle motion.")] = 0,
-    size: Annotated[str | None, typer.Option("--size", help="Picture size, for example 256x256.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="256x256, or an area as 704*384.")] = None,
     ckpt_dir: Annotated[str | None, typer.Option("--ckpt_dir", help="Released folder, or random:mini.")] = None,
     lora: Annotated[str | None, typer.Option("--lora_path_dmd", help="Adapter for a released folder.")] = None,
     num_clip: Annotated[int | None, typer.Option("--num_clip", help="Most clips; without: the whole sound.")] = None,
@@ -128,7 +128,7 @@ def generate(
     for notice in flags.notices:
         print(notice, file=sys.stderr)
     where = {"ckpt_dir": ckpt_dir, "lora": lora, "load_lora": flags.load_lora}
-    where |= {"num_clip": num_clip, "infer_frames": infer_frames}
+    where |= {"num_clip": num_clip, "infer_frames": infer_frames, "sampling": flags.sampling, "parity": flags.parity}
     film = film_path(out, save_dir, output_name)
     wish = FilmWish(image=image, audio=audio, out=film, prompt=prompt, base_seed=base_seed, size=size, **where)
     return run_generate(load_config(config), wish, as_json=as_json)

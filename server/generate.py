@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from model.errors import PortraitError
 from model.portrait import decode_image
+from model.sampling import chosen_size
 from server.config import Config, ModelSection
 from server.errors import ConfigError
+from server.original_flags import flag_of
 from streaming.offline import FilmReport, Progress, generate
 
 PLAIN_EVERY_S = 5.0
@@ -45,6 +51,10 @@ class FilmWish:
     """Most clips of the film; None: as long as the sound."""
     infer_frames: int = 48
     """Pictures a clip."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of `model.sampling.SamplingChoice` that the command line sets."""
+    parity: bool = False
+    """The file heard at once and the noise drawn by clip, as published."""
 
     def __post_init__(self) -> None:
         for name in ("image", "audio"):
@@ -101,7 +111,7 @@ def run_generate(config: Config, wish: FilmWish, *, as_json: bool) -> int:
         image = decode_image(wish.image.read_bytes())
     except PortraitError as error:
         raise PortraitError(f"--image is {wish.image}: {error}") from error
-    section = _section(config, wish)
+    section = _sized(_section(config, wish), image)
     print(f"loading {section.kind if section.kind == 'fake' else section.checkpoint} …", file=sys.stderr)
     from model.worker import load  # loads torch, in this process and only here
 
@@ -122,6 +132,7 @@ def run_generate(config: Config, wish: FilmWish, *, as_json: bool) -> int:
         seed=wish.base_seed,
         config=config.streaming,
         max_frames=None if wish.num_clip is None else wish.num_clip * clip_frames,
+        parity=wish.parity,
         on_progress=meter.show,
     )
     meter.end()
@@ -136,10 +147,22 @@ def _section(config: Config, wish: FilmWish) -> ModelSection:
     given = {name: value for name, value in changes.items() if value is not None}
     if wish.ckpt_dir is not None:
         given = {"kind": "checkpoint", "lora": "", **given}
+    if wish.parity:
+        given["noise"] = "clip"
     try:
-        return replace(config.model, **given)
+        return replace(config.model, **given, **wish.sampling)
     except ValueError as error:
-        raise ConfigError(f"--{error}") from error
+        raise ConfigError(f"--{flag_of(str(error))}") from error
+
+
+def _sized(section: ModelSection, image: np.ndarray) -> ModelSection:
+    """The section with the size really used, where the portrait decides it."""
+    exact = chosen_size(section.size, "exact")
+    size = chosen_size(section.size, section.size_rule, *image.shape[:2])
+    if size is None or size == exact:
+        return section if size is None else replace(section, size=f"{size[0]}x{size[1]}", size_rule="exact")
+    print(f"--size {section.size} is an area: the film has {size[0]}x{size[1]} pixels", file=sys.stderr)
+    return replace(section, size=f"{size[0]}x{size[1]}", size_rule="exact")
 
 
 def _tell(report: FilmReport, as_json: bool) -> None:

@@ -7,9 +7,11 @@ version does not have are refused as such: nothing is accepted and then silently
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from model.sampling import SamplingChoice
 from server.errors import ConfigError
 
 WITHOUT_EFFECT = {
@@ -39,11 +41,8 @@ REFUSED = {
 """Refused for good, with what to do instead."""
 
 NOT_BUILT = {
-    "sample_shift": (),
-    "sample_steps": (),
     "pose_video": (),
     "mask": (),
-    "parity": ("false",),
     "fp8": ("false",),
     "offload_model": ("false",),
     "offload_kv_cache": ("false",),
@@ -53,10 +52,18 @@ NOT_BUILT = {
     "enable_vae_parallel": ("false",),
     "enable_online_decode": ("true",),
     "single_gpu": ("true",),
-    "sample_solver": ("euler",),
-    "fps": ("25",),
 }
 """Only these values are what this version does; every other one is refused."""
+
+SAMPLING = {
+    "sample_solver": ("solver", str),
+    "sample_steps": ("num_steps", int),
+    "sample_shift": ("shift", float),
+    "sample_guide_scale": ("guidance", float),
+    "fps": ("fps", int),
+    "size_rule": ("size_rule", str),
+}
+"""Flags that set a key of the model's section, whose range checks then speak."""
 
 SWITCHES = frozenset(
     (
@@ -74,6 +81,10 @@ class OriginalFlags:
 
     load_lora: bool | None = None
     """Whether an adapter is merged; None: if one is named."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of `model.sampling.SamplingChoice`."""
+    parity: bool = False
+    """Whether sound and noise are the published pipelines'."""
     notices: tuple[str, ...] = field(default=())
     """Sentences to print."""
 
@@ -90,6 +101,8 @@ def read_original_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> Or
     """
     notices: list[str] = []
     load_lora: bool | None = None
+    parity = False
+    sampling: dict[str, Any] = {}
     for name, value in _pairs(list(arguments), own):
         if name == "load_lora":
             load_lora = _truth(name, value)
@@ -98,15 +111,18 @@ def read_original_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> Or
         elif name in REFUSED:
             if name not in SWITCHES or _truth(name, value):
                 raise ConfigError(f"--{name} is {value}; it is not supported: {REFUSED[name]}")
-        elif name == "sample_guide_scale":
-            _check_guidance(value)
+        elif name == "parity":
+            parity = _truth(name, value)
+        elif name in SAMPLING:
+            key, kind = SAMPLING[name]
+            sampling[key] = _number(name, value, kind)
         else:
             _check_built(name, value)
-    return OriginalFlags(load_lora=load_lora, notices=tuple(notices))
+    return OriginalFlags(load_lora=load_lora, sampling=sampling, parity=parity, notices=tuple(notices))
 
 
 def _pairs(words: list[str], own: Sequence[str]) -> list[tuple[str, str]]:
-    known = {*WITHOUT_EFFECT, *REFUSED, *NOT_BUILT, "load_lora", "sample_guide_scale"}
+    known = {*WITHOUT_EFFECT, *REFUSED, *NOT_BUILT, *SAMPLING, "load_lora", "parity"}
     pairs = []
     while words:
         word = words.pop(0)
@@ -133,15 +149,26 @@ def _truth(name: str, value: str) -> bool:
     return value.lower() == "true"
 
 
-def _check_guidance(value: str) -> None:
+def _number(name: str, value: str, kind: type) -> Any:
     try:
-        scale = float(value)
+        number = kind(value)
     except ValueError:
-        raise ConfigError(f"--sample_guide_scale is {value}; give a number: 0 or 1 is off") from None
-    if 0 < scale < 1 or scale < 0 or scale != scale:
-        raise ConfigError(f"--sample_guide_scale is {value}; 0 or 1 is off, and guidance is above 1")
-    if scale > 1:
-        raise ConfigError(f"--sample_guide_scale is {value}; guidance is not built into this version, use 0")
+        number = None
+    if number is None or number != number:
+        what = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"--{name} is {value}; give {what}")
+    try:
+        SamplingChoice(**{SAMPLING[name][0]: number}).check_sampling()
+    except ValueError as error:
+        raise ConfigError(f"--{flag_of(str(error))}") from None
+    return number
+
+
+def flag_of(sentence: str) -> str:
+    """A sentence about a key of the model's section with the flag's name in the key's place."""
+    key, space, rest = sentence.partition(" ")
+    names = {own: flag for flag, (own, _) in SAMPLING.items()}
+    return names.get(key, key) + space + rest
 
 
 def _check_built(name: str, value: str) -> None:

@@ -17,6 +17,7 @@ from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.geometry import Geometry
 from model.interface import ModelInfo, WindowSpec
+from model.sampling import chosen_size
 from server.config import ModelSection
 from streaming.config import StreamingConfig
 from streaming.stream import latency_target_s
@@ -57,8 +58,8 @@ def preview_stream(model: ModelSection) -> Preview:
     path = _path(model.checkpoint)
     config = _read_config(path)
     try:
-        if model.picture_size is not None:
-            width, height = model.picture_size
+        if (size := chosen_size(model.size, model.size_rule)) is not None:
+            width, height = size
             config = ModelConfig.from_dict(config.to_dict() | {"width": width, "height": height})
         return Preview(geometry=config.geometry, window=config.window)
     except ValueError as error:

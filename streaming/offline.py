@@ -122,6 +122,7 @@ def generate(
     seed: int = 0,
     config: StreamingConfig | None = None,
     max_frames: int | None = None,
+    parity: bool = False,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> FilmReport:
@@ -136,6 +137,7 @@ def generate(
         seed: for the model.
         config: voice activity and fades.
         max_frames: most pictures of the film; None: as long as the sound.
+        parity: hear the whole file at once, as the published pipelines do; memory grows with its length.
         on_progress: called after every block.
         should_stop: asked after every block; also a `KeyboardInterrupt` ends the film early.
 
@@ -148,7 +150,8 @@ def generate(
     """
     started_s = time.monotonic()
     length_s = sound_length_s(audio)
-    info = model.open(SessionSpec(session=_SESSION, image=image, prompt=prompt, seed=seed))
+    whole = np.concatenate([np.zeros(0, np.float32), *speech_of(audio)]) if parity else None
+    info = model.open(SessionSpec(session=_SESSION, image=image, prompt=prompt, seed=seed, sound=whole))
     geometry = model.info.geometry
     num_frames = None if length_s is None else math.ceil(length_s * geometry.fps - 1e-6)
     if max_frames is not None:

@@ -73,13 +73,26 @@ def test_what_is_not_built_is_refused_and_what_is_done_anyway_accepted(name: str
         (["--fps"], "has no value"),
         (["--fp8=perhaps"], "write true or false"),
         (["--sample_guide_scale", "0.5"], "0 or 1 is off"),
-        (["--sample_guide_scale", "4.5"], "not built"),
+        (["--sample_guide_scale", "-1"], "0 or 1 is off"),
+        (["--sample_solver", "heun"], "--sample_solver is .heun.; choose euler"),
+        (["--sample_steps", "9"], "--sample_steps is 9; use 1 to 8"),
+        (["--sample_steps", "2.5"], "give a whole number"),
+        (["--sample_shift", "0"], "--sample_shift is 0"),
+        (["--fps", "30"], "--fps is 30; choose 16 or 25"),
         (["--sample_guide_scale", "much"], "give a number"),
     ],
 )
 def test_bad_flags_are_one_sentence(words: list[str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         read_original_flags(words, ["num_clip"])
+
+
+def test_sampling_flags_become_keys_of_the_model() -> None:
+    words = "--sample_solver dpm++ --sample_steps=6 --sample_shift 5 --sample_guide_scale 4.5 --fps 16 --parity".split()
+    flags = read_original_flags([*words, "--size_rule", "area"])
+    assert flags.parity and dict(flags.sampling) == {
+        "solver": "dpm++", "num_steps": 6, "shift": 5.0, "guidance": 4.5, "fps": 16, "size_rule": "area",
+    }  # fmt: skip
 
 
 def test_a_command_line_of_the_original_runs(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
