@@ -31,8 +31,8 @@ from model.profile import Profile, choose_profile
 from model.sampler import NoiseSource
 from model.sampling import SamplingChoice
 from model.seams import soften_seam
-from model.stage_clock import StageClock
 from model.solvers import with_choices
+from model.stage_clock import StageClock
 from model.vae import Still
 from model.weights import load_weights
 
