@@ -1,8 +1,8 @@
 """How the one generator is laid over devices: the plan, and the section of the configuration that asks for one.
 
-No torch here: configuration, planner and ranks read the same words. Kinds are those of the
-published pipelines and our own (docs/planning.md): `single`, `timestep` (a denoising step a stage), `layers` (a group of
-layers a stage), `sequence` (tokens and heads split), and `offload` (weights stream from host memory).
+No torch here: configuration, planner and ranks read the same words. Kinds are those of the published pipelines and our
+own: `single`, `timestep` (a denoising step a stage), `layers` (a group of layers a stage), `sequence` (tokens and heads
+split), and `offload` (weights stream from host memory).
 """
 
 from __future__ import annotations
