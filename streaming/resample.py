@@ -60,7 +60,8 @@ class SpeechResampler:
             [n] float32; n may be 0.
 
         Raises:
-            AudioFormatError: the rate is outside MIN_RATE_HZ..MAX_RATE_HZ (unless `any_rate`), or FFmpeg does not know the layout.
+            AudioFormatError: the rate is outside MIN_RATE_HZ..MAX_RATE_HZ (unless `any_rate`), or FFmpeg does not know
+                the layout.
         """
         if not self._any_rate:
             check_rate(frame.sample_rate)
