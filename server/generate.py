@@ -200,7 +200,7 @@ def make_film(
     image = read_portrait(wish.image)
     if sound_start_s(wish.audio) is None:
         tell(f"--audio is {wish.audio}, which is silent throughout; the lips will not move")
-    section = _sized(_section(loaded.config, wish), image, tell)
+    section = _sized(model_section(loaded.config, wish), image, tell)
     if is_known_early(section):
         _clip_frames(wish, preview_stream(section).geometry.frames_per_block)
     model = loaded.load_for(section, tell)
@@ -238,7 +238,7 @@ def _tell_of_session(info: SessionInfo, tell: Callable[[str], None]) -> None:
         tell("this portrait is outside what the checkpoint has learned; expect a blurred face")
 
 
-def _section(config: Config, wish: FilmWish) -> ModelSection:
+def model_section(config: Config, wish: FilmWish) -> ModelSection:
     """The configuration's model with what the command line says about it."""
     lora = "" if wish.load_lora is False else wish.lora
     changes = {"size": wish.size, "checkpoint": wish.ckpt_dir, "lora": lora}
