@@ -106,7 +106,7 @@ def judge_portrait(quality: PortraitQuality) -> Iterator[Finding]:
     else:
         yield _at_most("exposure", q.brightness, 220, 240, text, want, "use a darker picture")
     remedy = "use a picture whose face is neither black nor burnt out"
-    yield _at_most("lost in extremes", q.lost_percent, 5, 30, f"{q.lost_percent:.1f} %", "at most 5 %", remedy)
+    yield _at_most("lost detail", q.lost_percent, 5, 30, f"{q.lost_percent:.1f} %", "at most 5 %", remedy)
     text = f"left and right differ by {q.unevenness_stops:.2f} stops"
     yield _at_most("even light", q.unevenness_stops, 1.0, 2.5, text, "at most 1", "light the face from the front")
     remedy = "cut it closer to a square around head and shoulders"
@@ -122,9 +122,7 @@ def judge_sound(quality: SoundQuality) -> Iterator[Finding]:
     yield _at_most("channels", q.channels, 2, 64, f"{q.channels}", "1 or 2", remedy)
     text, want = f"{q.level_dbfs:.1f} dBFS", "-35 to -9 dBFS"
     if q.level_dbfs < -20:
-        yield _at_least(
-            "level", q.level_dbfs, -35, -50, text, want, "raise it; below -50 dBFS nothing counts as speech"
-        )
+        yield _at_least("level", q.level_dbfs, -35, -50, text, want, "raise it; below -50 dBFS nobody speaks")
     else:
         yield _at_most("level", q.level_dbfs, -9, 0, text, want, "lower it")
     remedy = "record nearer to the microphone, or take the noise out"

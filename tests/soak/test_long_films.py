@@ -1,4 +1,4 @@
-"""Films of one and ten minutes by `avatarcast generate` with the shipped checkpoint: in step to the end, flat in memory.
+"""One and ten minutes of film by `avatarcast generate` and the shipped checkpoint: in step to the end, flat in memory.
 
 Three readings of the finished files. The sound track is laid over the source by cross-correlation at its beginning and
 end: that is exact to a sample and shows any offset or drift of the file's sound. Picture k must have pts k / fps. And
@@ -100,7 +100,7 @@ def test_long_films_stay_in_step_and_flat_in_memory(tmp_path: Path) -> None:
     track = [sound_offset_ms(source, film, at) for at in (0, LONG_S / 2, LONG_S - 12)]
     mouth = [lips(film, at) for at in (2, LONG_S - 58)]
     print(
-        f"peak memory {short_mb:.0f} MB for {SHORT_S} s, {long_mb:.0f} MB for {LONG_S} s; sound track against the source "
+        f"memory {short_mb:.0f} MB for {SHORT_S} s, {long_mb:.0f} MB for {LONG_S} s; sound track against its source "
         f"{[round(ms, 2) for ms in track]} ms; lips behind the sound, first and last minute "
         f"{[(round(ms, 1), round(r, 3)) for ms, r in mouth]} (ms, correlation)"
     )
