@@ -26,6 +26,8 @@ from streaming.errors import StreamingError
 from streaming.offline import FilmReport
 
 USER = "avatarcast"
+PATIENCE_S = 60.0
+"""Longest time that Ctrl-C waits for the block under way."""
 CSS = """
 .gradio-container {max-width: 1080px !important; margin: 0 auto !important}
 #film video {background: #111}
@@ -75,7 +77,7 @@ def run_studio(config: Config, *, host: str, port: int, key: str | None) -> int:
         try:
             threading.Event().wait()
         finally:
-            studio.stop()
+            studio.end()
             page.close(verbose=False)
     return 130
 
@@ -106,6 +108,12 @@ class Studio:
         self._loaded = LoadedModel(config)
         self._folder = folder
         self._should_stop = threading.Event()
+        self._at_work = threading.Lock()
+
+    def end(self) -> None:
+        """Stop, and wait until no thread is inside the model any more; leaving it there aborts the process."""
+        self.stop()
+        self._at_work.acquire(timeout=PATIENCE_S)
 
     def stop(self) -> None:
         """End the film under way after its block; it stays playable."""
@@ -140,13 +148,14 @@ class Studio:
                 base_seed=int(seed or 0),
             )
             show(0.0, "Loading")
-            report = make_film(
-                self._loaded,
-                wish,
-                tell=notices.append,
-                on_progress=lambda p: show(p.frames / max(1, p.num_frames or 1), f"{p.fps:.0f} pictures a second"),
-                should_stop=self._should_stop.is_set,
-            )
+            with self._at_work:
+                report = make_film(
+                    self._loaded,
+                    wish,
+                    tell=notices.append,
+                    on_progress=lambda p: show(p.frames / max(1, p.num_frames or 1), f"{p.fps:.0f} pictures a second"),
+                    should_stop=self._should_stop.is_set,
+                )
         except (ServerError, ModelError, StreamingError) as error:
             return None, f"**{str(error).replace('--', '')}**"
         notices = [line for line in notices if not line.startswith("loading ")]
