@@ -202,7 +202,13 @@ def build_page(gradio: Any, studio: Studio) -> Any:
                 with gallery() as portraits:
                     gradio.Examples(portraits, image, label="Portraits to begin with", examples_per_page=12)
                 about_image = gradio.Markdown(elem_id="about-portrait")
-                audio = gradio.Audio(label="Sound", type="filepath", sources=["upload", "microphone"], elem_id="sound")
+                audio = gradio.Audio(
+                    label="Sound",
+                    type="filepath",
+                    sources=["upload", "microphone"],
+                    buttons=["download"],
+                    elem_id="sound",
+                )
                 about_audio = gradio.Markdown(elem_id="about-sound")
             with gradio.Column(scale=5):
                 film = gradio.Video(label="Film", interactive=False, height=360, elem_id="film")
