@@ -163,6 +163,7 @@ class Generator:
             portrait=portrait.picture,
             portrait_psnr_db=portrait.psnr_db,
             in_domain=portrait.psnr_db >= self.config.in_domain_psnr_db,
+            prompt_cut=self.text.cut(spec.prompt),
         )
 
     @torch.inference_mode()

@@ -71,6 +71,8 @@ class SessionInfo:
     portrait_psnr_db: float
     """How well the checkpoint can reproduce this portrait."""
     in_domain: bool
+    prompt_cut: str = ""
+    """The end of the prompt that the model does not read, because the prompt is too long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,6 +42,8 @@ class Tokens(NamedTuple):
     """[n] int64, the end mark last."""
     num_cut: int
     """Tokens beyond the limit, which are not read."""
+    cut: list[int]
+    """Those tokens."""
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -100,17 +102,22 @@ class UMT5Text(nn.Module):
         if self.tokenizer is None:
             raise CheckpointError("the text encoder has no tokenizer; load it from the checkpoint's google/umt5-xxl")
         ids = self.tokenizer(clean(prompt), add_special_tokens=True)["input_ids"]
-        num_cut = max(0, len(ids) - self.cfg.max_len)
-        if num_cut:
+        cut: list[int] = []
+        if len(ids) > self.cfg.max_len:
+            cut = list(ids[self.cfg.max_len - 1 : -1])
             ids = [*ids[: self.cfg.max_len - 1], ids[-1]]
-        return Tokens(torch.tensor(ids, dtype=torch.int64), num_cut)
+        return Tokens(torch.tensor(ids, dtype=torch.int64), len(cut), cut)
+
+    def cut(self, prompt: str) -> str:
+        """The end of a prompt that is not read, because it has too many tokens; mostly none."""
+        return str(self.tokenizer.decode(cut)).strip() if (cut := self.tokens(prompt).cut) else ""
 
     def encode(self, prompt: str) -> Tensor:
         """One prompt to [1, n, D], the end mark included; an empty prompt has n = 1.
 
         A prompt that is too long is cut, with a warning in the log that says by how much.
         """
-        ids, num_cut = self.tokens(prompt)
+        ids, num_cut, _ = self.tokens(prompt)
         if num_cut:
             log.warning(
                 "the prompt has %d tokens; the last %d are not read, since the model takes %d",

@@ -134,6 +134,61 @@ def generate(
     return run_generate(load_config(config), wish, as_json=as_json)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def batch(
+    context: typer.Context,
+    source: Annotated[Path, typer.Argument(metavar="MANIFEST|DIR", help="CSV, JSON or YAML file, or a folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the films; made.")] = Path("films"),
+    resume: Annotated[bool, typer.Option("--resume", help="Skip films that are finished.")] = False,
+    config: ConfigOption = "tiny",
+    size: Annotated[str | None, typer.Option("--size", help="As in generate.")] = None,
+    ckpt_dir: Annotated[str | None, typer.Option("--ckpt_dir", help="As in generate.")] = None,
+    lora: Annotated[str | None, typer.Option("--lora_path_dmd", help="As in generate.")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Make many films with one loaded model; a failed one does not stop the rest. Flags of generate are read too."""
+    from server.batch import run_batch
+    from server.config import load_config
+    from server.errors import ConfigError
+    from server.manifest import read_jobs
+    from server.original_flags import read_original_flags
+
+    if str(source).startswith("--"):
+        raise ConfigError(f"{source} stands where the manifest is expected; write the manifest or folder first")
+    flags = read_original_flags(context.args, [p.name for p in context.command.params if p.name])
+    jobs, notices = read_jobs(source, out)
+    for notice in (*flags.notices, *notices):
+        print(notice, file=sys.stderr)
+    common = {"size": size, "ckpt_dir": ckpt_dir, "lora": lora, "load_lora": flags.load_lora}
+    common |= {"sampling": flags.sampling, "parity": flags.parity}
+    return run_batch(load_config(config), jobs, common, resume=resume, as_json=as_json)
+
+
+@app.command()
+def check(
+    files: Annotated[list[Path], typer.Argument(metavar="PORTRAIT|AUDIO…", help="Portraits and sound files.")],
+    as_json: JsonOption = False,
+) -> int:
+    """Judge portraits and sounds: each figure with its threshold and remedy; exit code 1 if one fails."""
+    from server.check import run_check
+
+    return run_check(files, as_json=as_json)
+
+
+@app.command()
+def studio(
+    server_port: Annotated[int, typer.Option("--server_port", help="TCP port; 0 takes a free one.")] = 7860,
+    server_name: Annotated[str, typer.Option("--server_name", help="Address to listen on.")] = "127.0.0.1",
+    config: ConfigOption = "tiny",
+) -> int:
+    """A page for offline work in the browser (extra `studio`)."""
+    from server.config import Secrets, load_config
+    from server.studio import run_studio
+
+    loaded, secrets = load_config(config), Secrets.from_environment()
+    return run_studio(loaded, host=server_name, port=server_port, key=secrets.api_key)
+
+
 @app.command()
 def say(
     text: Annotated[str, typer.Argument(help="What is to be said.")],

@@ -47,6 +47,12 @@ class Preview:
         return latency_target_s(info, config)
 
 
+def is_known_early(model: ModelSection) -> bool:
+    """Whether sizes can be read from the checkpoint's header, as from our own; released folders have their loader."""
+    name = model.checkpoint
+    return model.kind == "fake" or not (name.startswith("random:") or _path(name).is_dir())
+
+
 def preview_stream(model: ModelSection) -> Preview:
     """Look ahead.
 

@@ -15,8 +15,11 @@ from types import TracebackType
 import av
 import numpy as np
 
+from model.geometry import SAMPLE_RATE_HZ
 from streaming.errors import MediaFileError
 
+SILENCE = 0.001
+"""Samples that stay within this much of full scale are silence: -60 dBFS."""
 _AAC_RATES_HZ = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
 _BAD_PACKETS = 50  # this many damaged packets in a row are the end of a file
 
@@ -58,11 +61,40 @@ def sound_length_s(path: Path) -> float | None:
         return None if container.duration is None else container.duration / av.time_base
 
 
+def sound_start_s(path: Path) -> float | None:
+    """When a file's first audible sound comes; None if it is silent from end to end.
+
+    Reads no further than that, so an hours-long file costs nothing unless it is silent.
+
+    Raises:
+        MediaFileError: as `read_sound`, or not one sample can be read.
+    """
+    read_s = 0.0
+    to_float = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
+    for frame in read_sound(path):
+        length_s = frame.samples / frame.sample_rate
+        try:
+            pieces = to_float.resample(frame)
+        except ValueError:  # the form changed within the file
+            to_float = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
+            pieces = to_float.resample(frame)
+        for piece in pieces:
+            loud = np.flatnonzero(np.abs(piece.to_ndarray()[0]) > SILENCE)
+            if len(loud):
+                return read_s + float(loud[0]) / SAMPLE_RATE_HZ
+        read_s += length_s
+    if read_s == 0:
+        raise MediaFileError(f"{path.name} holds no sound; give another file")
+    return None
+
+
 def _open(path: Path) -> av.container.InputContainer:
     try:
         container = av.open(str(path), metadata_errors="ignore")
     except FileNotFoundError as error:
         raise MediaFileError(f"{path} does not exist; check the path") from error
+    except PermissionError as error:
+        raise MediaFileError(f"{path} may not be read by this user; change its permissions") from error
     except (av.FFmpegError, OSError) as error:
         raise MediaFileError(f"{path} is not a sound file we can read; give WAV, MP3, FLAC, OGG or M4A") from error
     if not container.streams.audio:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.interface import AvatarModel, BlockRequest, SessionSpec
+from model.interface import AvatarModel, BlockRequest, SessionInfo, SessionSpec
 from streaming.config import StreamingConfig
 from streaming.errors import MediaFileError
 from streaming.film import Film, read_sound, sound_length_s
@@ -106,7 +106,7 @@ def speech_of(path: Path) -> Iterator[np.ndarray]:
     Raises:
         MediaFileError: the file cannot be read or has no sound.
     """
-    resampler = SpeechResampler()
+    resampler = SpeechResampler(any_rate=True)
     for frame in read_sound(path):
         yield resampler.push(frame)
     yield resampler.flush()
@@ -123,6 +123,7 @@ def generate(
     config: StreamingConfig | None = None,
     max_frames: int | None = None,
     parity: bool = False,
+    on_open: Callable[[SessionInfo], None] = lambda info: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> FilmReport:
@@ -138,6 +139,7 @@ def generate(
         config: voice activity and fades.
         max_frames: most pictures of the film; None: as long as the sound.
         parity: hear the whole file at once, as the published pipelines do; memory grows with its length.
+        on_open: told what opening the session found out, before the first block.
         on_progress: called after every block.
         should_stop: asked after every block; also a `KeyboardInterrupt` ends the film early.
 
@@ -152,6 +154,7 @@ def generate(
     length_s = sound_length_s(audio)
     whole = np.concatenate([np.zeros(0, np.float32), *speech_of(audio)]) if parity else None
     info = model.open(SessionSpec(session=_SESSION, image=image, prompt=prompt, seed=seed, sound=whole))
+    on_open(info)
     geometry = model.info.geometry
     num_frames = None if length_s is None else math.ceil(length_s * geometry.fps - 1e-6)
     if max_frames is not None:

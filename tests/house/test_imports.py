@@ -17,6 +17,7 @@ MODEL_DOORS = {"model.interface", "model.geometry", "model.errors", "model.launc
 WITHOUT_TORCH = {"interface", "geometry", "config", "errors", "fake", "launch", "portrait", "__init__"} | {
     "component_config",
     "picture_size",
+    "portrait_quality",
     "sampling",
     "published",
     "published_keys",

@@ -60,6 +60,7 @@ def test_a_long_prompt_is_cut_and_says_so(text: UMT5Text, caplog: pytest.LogCapt
     assert tokens.num_cut == 25 and tokens.ids[-1] == 1
     ours = text.tokenizer("a " * 40, truncation=True, max_length=16)["input_ids"]
     assert tokens.ids.tolist() == ours
+    assert text.cut("a " * 16 + "woman speaks") == "a woman speaks" and text.cut("a woman speaks") == ""
 
 
 def test_without_a_tokenizer(tmp_path: Path) -> None:
