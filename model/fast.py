@@ -1,7 +1,7 @@
 """From loaded modules to the fast form on a GPU, the one way of every caller that runs a checkpoint there.
 
-The transformer's pass is compiled and its linear layers go to fp8 on request; the decoder's convolutions take their
-weights in the layout they read. On a processor none of this is done: `profile` times plain modules there instead.
+The transformer's pass is compiled and its linear layers go to fp8 on request; the VAE's convolutions take their weights
+in the layout they read. On a processor none of this is done: `profile` times plain modules there instead.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from torch import nn
 
 from model.compile import speed_up
 from model.config import RunConfig
-from model.wan_decoder import WanDecoder, for_gpu
+from model.wan_decoder import for_gpu
+from model.wan_vae import WanVAE
 
 FP8_CAPABILITY = (8, 9)
 """Compute capability from which a GPU multiplies in fp8."""
@@ -67,8 +68,8 @@ def make_fast(
     is_fp8 = run.weights_dtype == "fp8"
     speed_up(dit.bfloat16(), fp8=is_fp8, backend=backend)
     vae.decoder.to(torch.bfloat16)
-    if isinstance(vae.decoder, WanDecoder):
-        for_gpu(vae.decoder)
+    if isinstance(vae, WanVAE):
+        for_gpu(vae)
     layers = "linear layers in fp8, the rest in bfloat16" if is_fp8 else "bfloat16"
     reasons["dit_dtype"] = f"{layers}, compiled for the GPU"
     reasons["vae_dtype"] = "bfloat16 on the GPU"
