@@ -86,9 +86,7 @@ def _scheduler(name: str, sigmas: Sequence[float]) -> Any:
 
             scheduler = DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **options)
     except ImportError:
-        raise UnsupportedError(
-            f"solver is {name}, which needs the package diffusers; install it, or use euler"
-        ) from None
+        raise UnsupportedError(f"solver is {name}, which needs diffusers; install it, or use euler") from None
     scheduler.set_timesteps(len(sigmas))
     levels = [min(sigma, HIGHEST_LEVEL) for sigma in sigmas]
     scheduler.sigmas = torch.tensor([*levels, 0.0], dtype=torch.float32)
