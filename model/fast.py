@@ -11,6 +11,7 @@ from torch import nn
 
 from model.compile import speed_up
 from model.config import RunConfig
+from model.fp8 import Fp8Linear
 from model.wan_decoder import for_gpu
 from model.wan_vae import WanVAE
 
@@ -32,13 +33,17 @@ def device_of(run: RunConfig) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise ValueError(f"device is {run.device} but this machine has {count} GPUs that torch can use; use cpu")
-    capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
     for name in ("weights_dtype", "kv_dtype"):
-        if getattr(run, name) == "fp8" and not capable:
+        if getattr(run, name) == "fp8" and not can_fp8(device):
             raise ValueError(
                 f"{name} is fp8, which needs a GPU of compute capability 8.9 or newer (Ada, Hopper); use bf16"
             )
     return device
+
+
+def can_fp8(device: torch.device) -> bool:
+    """Whether the device multiplies in fp8."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
 
 
 def kv_dtype_of(run: RunConfig) -> torch.dtype | None:
@@ -65,7 +70,7 @@ def make_fast(
         dit.float()
         reasons["dit_dtype"] = reasons["vae_dtype"] = "float32 as configured"
         return torch.float32, torch.float32
-    is_fp8 = run.weights_dtype == "fp8"
+    is_fp8 = run.weights_dtype == "fp8" or any(isinstance(module, Fp8Linear) for module in dit.modules())
     speed_up(dit.bfloat16(), fp8=is_fp8, backend=backend)
     vae.decoder.to(torch.bfloat16)
     if isinstance(vae, WanVAE):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,13 +17,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import model.released as released
+from model.compile import speed_up
 from model.config import RunConfig
+from model.convert import convert
 from model.errors import CheckpointError
-from model.forge import LORA, forge, forged_config, random_modules, random_tensor, shapes_of
+from model.forge import LORA, forge, random_modules, random_tensor, shapes_of
+from model.fp8 import Fp8Linear, quantise
 from model.generator import load_model
 from model.interface import BlockRequest, SessionSpec
 from model.lora import target_modules
-from model.released import INDEX, SPEECH, TEXT, TOKENIZER, VAE, convert, load_released, survey
+from model.published import forged_config
+from model.released import INDEX, SPEECH, TEXT, TOKENIZER, VAE, load_released, survey
 from model.tensor_files import entries_of
 
 SHARD = "diffusion_pytorch_model-0000{}-of-00002.safetensors"
@@ -89,6 +94,64 @@ def test_a_converted_folder_loads_in_one_pass(forged: Path, tmp_path: Path) -> N
         load_released(tmp_path / "out", adapter=forged / LORA)
     with pytest.raises(CheckpointError, match="exists; name a new folder"):
         convert(forged, tmp_path / "out", forged / LORA)
+
+
+@pytest.fixture(scope="module")
+def rounded(forged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The forged folder with its adapter merged and its layers in fp8."""
+    out = tmp_path_factory.mktemp("fp8") / "mini-fp8"
+    convert(forged, out, forged / LORA, fp8=True)
+    return out
+
+
+def test_a_folder_in_fp8_holds_what_loading_would_round(forged: Path, rounded: Path) -> None:
+    findings, plan = survey(rounded)
+    assert plan is not None and any(re.search(r"of the dit fit, \d+ of them in fp8", f.text) for f in findings)
+    wanted = load_released(forged, adapter=forged / LORA, dtype=torch.bfloat16)[1]
+    kept, wide = (load_released(rounded, dtype=torch.bfloat16, keep_fp8=keep)[1] for keep in (True, False))
+    before = wanted["dit"].state_dict()
+    names = [name for name, module in kept["dit"].named_modules() if isinstance(module, Fp8Linear)]
+    assert len(names) == quantise(wanted["dit"]) and "blocks.0.self_attn.q" in names
+    assert state(kept).keys() == state(wanted).keys()
+    for name, value in state(kept).items():
+        assert torch.equal(value.float(), state(wanted)[name].float()), name
+    weight = wide["dit"].state_dict()["blocks.0.ffn.0.weight"]
+    assert weight.dtype == torch.bfloat16 and (weight - before["blocks.0.ffn.0.weight"]).abs().max() < 0.1
+    sizes = [sum(p.stat().st_size for p in folder.glob("*.safetensors")) for folder in (rounded, forged)]
+    assert sizes[0] < sizes[1]
+    kept["dit"].to(torch.bfloat16)
+    assert kept["dit"].blocks[0].ffn[0].weight.dtype == torch.float8_e4m3fn, "a cast must not widen it"
+    speed_up(kept["dit"], fp8=True, backend=None), speed_up(wanted["dit"], fp8=True, backend=None)
+    for name, value in state({"dit": kept["dit"]}).items():
+        assert torch.equal(value.float(), state({"dit": wanted["dit"]})[name].float()), name
+
+
+def test_a_folder_in_fp8_is_damaged_by_name(forged: Path, rounded: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="in fp8 already"):
+        convert(rounded, tmp_path / "again", fp8=True)
+    with pytest.raises(CheckpointError, match="nothing is to be done"):
+        convert(forged, tmp_path / "again")
+    with pytest.raises(CheckpointError, match=r"already holds the adapter liveavatar\.safetensors"):
+        load_released(rounded, adapter=forged / LORA)
+    folder = Path(shutil.copytree(rounded, tmp_path / "mini"))
+    shard = next(folder.glob("*.safetensors"))
+
+    def drop(name: str) -> None:
+        edit_tensors(shard, lambda t: t.pop(name))
+        edit(folder / INDEX, lambda c: c["weight_map"].pop(name))
+
+    drop("blocks.1.ffn.2.weight_scale")
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.ffn\.2\.weight_scale in .* is missing, not F32 \[64, 1\]"):
+        load_released(folder)
+    drop("blocks.1.ffn.2.weight")
+    with pytest.raises(CheckpointError, match=r"lacks 1 tensors of the dit, first blocks\.1\.ffn\.2\.weight"):
+        load_released(folder)
+
+
+def test_an_adapter_for_rounded_layers_is_refused(forged: Path, tmp_path: Path) -> None:
+    convert(forged, tmp_path / "mini", fp8=True)
+    with pytest.raises(CheckpointError, match="layers are in fp8, which take no adapter; convert it with"):
+        load_released(tmp_path / "mini", adapter=forged / LORA)
 
 
 def test_the_host_holds_one_tensor_at_a_time(forged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
