@@ -22,20 +22,8 @@ from model.adapter_files import adapter_file
 from model.errors import CheckpointError, exit_code_of
 from model.fp8 import Rounded, can_round
 from model.fp8_kernels import to_fp8_rows
-from model.released import (
-    ALPHA,
-    CONFIG,
-    INDEX,
-    MERGED,
-    SCALE,
-    SPEECH,
-    STORED,
-    LoadPlan,
-    by_file,
-    plan_released,
-    read_json,
-    stored_tensors,
-)
+from model.published import CONFIG, SPEECH, read_json
+from model.released import ALPHA, INDEX, MERGED, SCALE, STORED, LoadPlan, by_file, plan_released, stored_tensors
 from model.tensor_files import FP8, write_safetensors
 from model.weights import build_modules
 

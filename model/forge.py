@@ -25,9 +25,9 @@ from model.component_config import XLSRAudioConfig
 from model.config import DiTConfig, ModelConfig
 from model.errors import CheckpointError, exit_code_of
 from model.lora import target_modules
-from model.published import forged_config
+from model.published import CONFIG, SPEECH, forged_config
 from model.published_keys import umt5_key, wan_vae_key, xlsr_key
-from model.released import CONFIG, INDEX, SPEECH, TEXT, TOKENIZER, VAE, assemble
+from model.released import INDEX, TEXT, TOKENIZER, VAE, assemble
 from model.tensor_files import write_safetensors
 from model.weights import build_modules
 

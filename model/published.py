@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 from model.component_config import UMT5TextConfig, WanVAEConfig, XLSRAudioConfig
 from model.config import DiTConfig, ModelConfig, SamplerConfig, StreamConfig
 from model.errors import CheckpointError
+
+CONFIG = "config.json"
+SPEECH = "wav2vec2-large-xlsr-53-english"
+RANDOM = "random:"
+"""In front of the size of a forged model that is drawn in place."""
 
 
 def published(
@@ -74,3 +83,40 @@ def forged_config(size: str) -> ModelConfig:
         text=UMT5TextConfig(vocab=64, dim=32, head_dim=8, heads=4, ffn_dim=64, layers=2, max_len=32),
         name="random:mini",
     )
+
+
+def early_config(checkpoint: str) -> ModelConfig:
+    """What a stream of `random:…` or of a released folder is like, before anything is loaded.
+
+    Only the folder's two configurations are read: sizes that weights alone tell are the published ones, and do not
+    matter to pictures, pace and window.
+
+    Raises:
+        CheckpointError: a file is missing or describes another model; one sentence.
+    """
+    if checkpoint.startswith(RANDOM):
+        return forged_config(checkpoint.removeprefix(RANDOM))
+    folder = Path(checkpoint).expanduser()
+    path = folder / SPEECH / CONFIG
+    try:
+        speech = XLSRAudioConfig.from_published(read_json(path))
+        path = folder / CONFIG
+        dit = DiTConfig.from_published(read_json(path), audio_layers=speech.layers + 1)
+        text = UMT5TextConfig(dim=dit.text_dim, max_len=dit.text_len)
+        return published(dit, audio=speech, text=text, name=folder.name)
+    except KeyError as error:
+        raise CheckpointError(f"{path} lacks {error}; copy the released file") from error
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}; copy the released file") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; copy it from the released checkpoint") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); copy it again") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is not a JSON object; copy the released file")
+    return values

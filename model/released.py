@@ -10,7 +10,6 @@ fp8: their values as `F8_E4M3`, a float32 scale per row beside them (`….weight
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +23,14 @@ from model.config import DiTConfig, ModelConfig
 from model.errors import CheckpointError
 from model.fp8 import Fp8Linear, Rounded, can_round
 from model.lora import AdapterPlan, merge_pair, plan_adapter
-from model.published import published
+from model.published import CONFIG, SPEECH, published, read_json
 from model.published_keys import umt5_key, umt5_sizes, wan_vae_key, wan_vae_sizes, xlsr_key
 from model.tensor_files import Entry, entries_of, reading
 from model.weights import build_modules
 
-CONFIG = "config.json"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 TEXT = "models_t5_umt5-xxl-enc-bf16.pth"
 VAE = "Wan2.1_VAE.pth"
-SPEECH = "wav2vec2-large-xlsr-53-english"
 TOKENIZER = "google/umt5-xxl"
 MERGED = "avatarcast_merged"
 """Key of `config.json` that says which adapter a converted folder already holds."""
@@ -307,18 +304,6 @@ def _plan_adapter(path: Path, wanted: Mapping[str, Tensor], merged: Any, is_roun
         return plan_adapter({name: tuple(t.shape) for name, t in wanted.items()}, shapes)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; copy it from the released checkpoint") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); copy it again") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is not a JSON object; copy the released file")
-    return values
 
 
 def plan_released(folder: str | Path, adapter: str | Path | None = None) -> LoadPlan:

@@ -22,10 +22,10 @@ from model.component_config import UMT5TextConfig, WanVAEConfig, XLSRAudioConfig
 from model.config import ModelConfig, RunConfig
 from model.errors import CheckpointError
 from model.fast import can_fp8, device_of
+from model.published import RANDOM
 
 FORMAT = "avatarcast-1"
 PARTS = ("dit", "vae", "audio", "text")
-RANDOM = "random:"
 _SCALE = ".scale"
 
 

@@ -94,8 +94,9 @@ def check_checkpoint(model: ModelSection) -> Iterator[Line]:
         return
     try:
         from model.adapter_files import adapter_file
+        from model.published import RANDOM
         from model.released import survey
-        from model.weights import RANDOM, checkpoint_path, read_metadata
+        from model.weights import checkpoint_path, read_metadata
     except Exception as error:  # see check_torch
         yield Line("checkpoint", "fail", f"cannot be checked ({error}); install the project again")
         return
