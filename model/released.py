@@ -10,7 +10,7 @@ fp8: their values as `F8_E4M3`, a float32 scale per row beside them (`….weight
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from model.component_config import XLSRAudioConfig
 from model.config import DiTConfig, ModelConfig
+from model.disk_cache import DiskCache, identity_of
 from model.errors import CheckpointError
 from model.fp8 import Fp8Linear, Rounded, can_round
 from model.lora import AdapterPlan, merge_pair, plan_adapter
@@ -371,6 +372,9 @@ def load_released(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     keep_fp8: bool = False,
+    cache: Path | None = None,
+    cache_bytes: int = 0,
+    defer_text: bool = False,
 ) -> tuple[ModelConfig, dict[str, nn.Module]]:
     """Read a released folder into modules in evaluation mode.
 
@@ -381,16 +385,30 @@ def load_released(
         device: where the modules live.
         dtype: of the transformer and the text encoder; the VAE and the speech encoder are float32.
         keep_fp8: leave layers that are stored in fp8 as they are; otherwise they are widened to `dtype`.
+        cache, cache_bytes: folder for encoded prompts and portraits and its bound; None keeps nothing.
+        defer_text: read the prompt encoder when a prompt comes that is not on disk.
 
     Raises:
         CheckpointError: one sentence naming the file, and the key where one is at fault, before any weight is read.
     """
     plan = plan_released(folder, adapter)
     tensors = lambda part: stored_tensors(plan, part, alpha, device)  # noqa: E731
-    modules = assemble(plan.config, tensors, dtype, keep_fp8)
-    from model.umt5 import load_tokenizer
+    modules = assemble(plan.config, tensors, dtype, keep_fp8, leave_out=("text",) if defer_text else ())
+    from model.umt5 import Thrift, load_tokenizer
 
-    modules["text"].tokenizer = load_tokenizer(plan.folder / TOKENIZER)
+    text, vae, device = modules["text"], modules["vae"], torch.device(device)
+    text.tokenizer = load_tokenizer(plan.folder / TOKENIZER)
+
+    def cache_of(precision: torch.dtype, *names: str) -> DiskCache | None:
+        if cache is None:
+            return None
+        identity = f"{identity_of(*(plan.folder / name for name in names))} {precision} {device.type}"
+        return DiskCache(cache, cache_bytes, identity)
+
+    fill = (lambda: fill_part("text", text, tensors("text"), dtype)) if defer_text else None
+    tokenizer = sorted(str(path.relative_to(plan.folder)) for path in (plan.folder / TOKENIZER).iterdir())
+    text.thrift = Thrift(cache=cache_of(dtype, TEXT, CONFIG, *tokenizer), device=device, fill=fill)
+    vae.cache = cache_of(torch.float32, VAE)
     return plan.config, modules
 
 
@@ -399,6 +417,7 @@ def assemble(
     tensors: Callable[[str], Iterator[tuple[str, Tensor | Rounded]]],
     dtype: torch.dtype,
     keep_fp8: bool = False,
+    leave_out: Collection[str] = (),
 ) -> dict[str, nn.Module]:
     """Modules built without memory and filled tensor by tensor.
 
@@ -406,21 +425,34 @@ def assemble(
         config: what to build.
         tensors: a part's parameters by name, on their device; names of one shared tensor may repeat it.
         dtype, keep_fp8: as for `load_released`.
+        leave_out: parts that stay without memory, for `fill_part`.
     """
     with torch.device("meta"):
         modules = build_modules(config)
     for part, module in modules.items():
-        wanted = dtype if part in ("dit", "text") else torch.float32
-        for name, value in tensors(part):
-            if isinstance(value, Rounded) and keep_fp8:
-                place_rounded(module, name, value)
-            else:
-                place(module, name, (value.wide() if isinstance(value, Rounded) else value).to(wanted))
-        if part == "text":
-            module.encoder.embed_tokens.weight = module.shared.weight
-        bare = [name for name, value in module.state_dict().items() if value.is_meta]
-        assert not bare, f"{part}.{bare[0]} was not filled"
+        if part not in leave_out:
+            fill_part(part, module, tensors(part), dtype, keep_fp8)
     return modules
+
+
+def fill_part(
+    part: str,
+    module: nn.Module,
+    tensors: Iterator[tuple[str, Tensor | Rounded]],
+    dtype: torch.dtype,
+    keep_fp8: bool = False,
+) -> None:
+    """Give a module that was built without memory its parameters; arguments as for `assemble`."""
+    wanted = dtype if part in ("dit", "text") else torch.float32
+    for name, value in tensors:
+        if isinstance(value, Rounded) and keep_fp8:
+            place_rounded(module, name, value)
+        else:
+            place(module, name, (value.wide() if isinstance(value, Rounded) else value).to(wanted))
+    if part == "text":
+        module.encoder.embed_tokens.weight = module.shared.weight
+    bare = [name for name, value in module.state_dict().items() if value.is_meta]
+    assert not bare, f"{part}.{bare[0]} was not filled"
 
 
 def place(module: nn.Module, name: str, value: Tensor) -> None:

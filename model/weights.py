@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from model.component_config import UMT5TextConfig, WanVAEConfig, XLSRAudioConfig
 from model.config import ModelConfig, RunConfig
+from model.disk_cache import cache_folder
 from model.errors import CheckpointError
 from model.fast import can_fp8, device_of
 from model.published import RANDOM
@@ -166,7 +167,17 @@ def load_weights(run: RunConfig) -> tuple[ModelConfig, dict[str, nn.Module]]:
         from model.released import load_released
 
         keep = can_fp8(device) and run.weights_dtype != "bf16" and dtype == torch.bfloat16
-        return load_released(path, adapter=adapter, alpha=run.lora_alpha, device=device, dtype=dtype, keep_fp8=keep)
+        return load_released(
+            path,
+            adapter=adapter,
+            alpha=run.lora_alpha,
+            device=device,
+            dtype=dtype,
+            keep_fp8=keep,
+            cache=cache_folder(run.cache),
+            cache_bytes=int(run.cache_gb * 1e9),
+            defer_text=run.text_load == "needed",
+        )
     config, modules = load_checkpoint(path)
     return config, {name: module.to(device) for name, module in modules.items()}
 
