@@ -98,7 +98,7 @@ class DiskCache:
         value = value.detach().cpu().contiguous()
         unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # faces are private
             save_file({"value": value}, unfinished, {"sum": _sum(value)})
             unfinished.replace(path)
             self._trim()
