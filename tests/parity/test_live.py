@@ -18,7 +18,7 @@ from model.sampler import published_sigmas
 from tests.parity.plain import Memory, Plain
 from tests.unit.model import published_model
 
-BLOCKS, TOLERANCE = 6, 2e-4
+BLOCKS, TOLERANCE = 6, 2e-5
 """One block past the replaced sink; latents have deviation 1."""
 
 
