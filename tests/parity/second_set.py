@@ -464,7 +464,7 @@ def _text(out: Writer, cfg: UMT5TextConfig, own: dict[str, Tensor], released: di
 def _speech(out: Writer, cfg: XLSRAudioConfig, own: dict[str, Tensor], released: dict[str, Tensor]) -> None:
     from model.audio import wav2vec2
 
-    library = wav2vec2(cfg, cfg.ffn_dim).eval()
+    library = wav2vec2(cfg, cfg.ffn_dim, mask_time_prob=0.0).eval()
     library.load_state_dict({name.removeprefix("wav2vec2."): value for name, value in own.items()})
     clips, tensors, rng = [], {}, np.random.default_rng(7)
     for i, samples in enumerate((21_777, 40_000)):

@@ -12,7 +12,7 @@ import pytest
 from tests.parity.second_set import write_second_set
 
 HERE = Path(__file__).parent
-WITHOUT_FIXTURES = ("test_second_set.py", "test_own.py", "test_steps.py")
+WITHOUT_FIXTURES = ("test_live.py", "test_own.py", "test_second_set.py", "test_steps.py")
 
 
 @pytest.mark.soak

@@ -69,6 +69,29 @@ async def test_queued_speech_is_heard_as_a_file_is() -> None:
     assert ahead(after) == 1280, "idle, nothing is known of what comes"
 
 
+async def test_a_real_speech_encoder_hears_queued_speech_as_a_file_at_sixteen_pictures_a_second() -> None:
+    """The published model's parts at laptop size: film and live session show the same pictures."""
+    from model.generator import load_model
+
+    run = {"checkpoint": "random:mini", "size": "64x64", "fps": 16, "dtype": "float32", "threads": 1, "device": "cpu"}
+    model = load_model(run)
+    assert model.info.geometry.samples_per_block == 12_000 and model.info.window.queued_samples == QUEUED
+    sound, image = babble(2.1), np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    model.open(SessionSpec(session="offline", image=image, seed=3))
+    offline = np.concatenate(list(speech_frames(model, [sound], session="offline")))
+    model.close("offline")
+    async with Room(model=model, block_s=0.1, mode="push", image=image) as room:
+        await pushed_room(room, sound)
+        await room.run(4.5)
+        live = {picture.frame: picture.image for picture in room.pictures if picture.is_fresh}
+        assert room.session.playout.counters.underruns == 0
+        (started,), (finished,) = room.told("playback_started"), room.told("playback_finished")
+        assert finished.pts_ms - started.pts_ms == pytest.approx(2100, abs=25)
+    assert len(offline) == 34 == -(-len(sound) // 1000)
+    assert max(np.abs(live[k].astype(int) - offline[k]).max() for k in range(len(offline))) <= 1
+    assert len({picture.tobytes() for picture in offline}) > 20, "and they move"
+
+
 async def test_a_microphone_waits_for_no_more_than_before() -> None:
     async with Room(model=far_sighted()) as room, Room() as plain:
         for each in (room, plain):
