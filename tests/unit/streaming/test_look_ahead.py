@@ -71,12 +71,19 @@ async def test_queued_speech_is_heard_as_a_file_is() -> None:
 
 async def test_a_real_speech_encoder_hears_queued_speech_as_a_file_at_sixteen_pictures_a_second() -> None:
     """The published model's parts at laptop size: film and live session show the same pictures."""
-    from model.generator import load_model
+    from model.config import RunConfig
+    from model.forge import random_modules
+    from model.generator import Generator
+    from model.profile import Profile
+    from model.solvers import with_choices
 
-    run = {"checkpoint": "random:mini", "size": "64x64", "fps": 16, "dtype": "float32", "threads": 1, "device": "cpu"}
-    model = load_model(run)
+    config, modules = random_modules("mini")
+    config = with_choices(config, modules, RunConfig(checkpoint="random:mini", size="64x64", fps=16))
+    model = Generator(config, modules, Profile.untimed(config))
     assert model.info.geometry.samples_per_block == 12_000 and model.info.window.queued_samples == QUEUED
     sound, image = babble(2.1), np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    portrait = model._portrait(image)
+    model._portrait = lambda image: portrait
     model.open(SessionSpec(session="offline", image=image, seed=3))
     offline = np.concatenate(list(speech_frames(model, [sound], session="offline")))
     model.close("offline")
