@@ -39,6 +39,7 @@ class Metrics:
             return Histogram(f"avatarcast_{name}", text, labels, registry=self.registry, buckets=buckets)
 
         self.sessions = gauge("sessions", "Live sessions")
+        self.tickets = gauge("tickets", "Clients that wait for a session")
         self.session_seconds = counter("session_seconds_total", "Seconds that ended sessions lasted")
         self.blocks = counter("blocks_total", "Blocks generated")
         self.frames_sent = counter("frames_sent_total", "Pictures that left to viewers, encoded once a session")
