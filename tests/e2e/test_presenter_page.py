@@ -107,7 +107,6 @@ async def test_a_full_server_says_so_and_lets_the_next_one_in(
     await expect(second.locator("#error")).to_contain_text("1st in line, about")
     await chromium.moving(page)  # the first visitor notices nothing
     await page.click("#stop")
-    await empty(server)
     await chromium.wait_for_state(second, "live")  # by itself
     await chromium.moving(second)
     await second.goto("about:blank")
