@@ -119,6 +119,8 @@ class EncodeConfig:
 
     bitrate_kbps: int = 2500
     """Target; 2500 for up to 512x512, 4000 for 720p. A blurry picture nearly always means too little."""
+    min_bitrate_kbps: int = 400
+    """The rate follows the slowest viewer's reports of loss down to this; never above `bitrate_kbps`."""
     gop_s: float = 2.0
     """Seconds between key frames when nobody asks for one."""
     vbv_s: float = 1.0
@@ -132,6 +134,7 @@ class EncodeConfig:
 
     def __post_init__(self) -> None:
         _check("bitrate_kbps", self.bitrate_kbps, 100, 50_000)
+        _check("min_bitrate_kbps", self.min_bitrate_kbps, 50, 50_000)
         _check("gop_s", self.gop_s, 0.2, 10, "seconds")
         _check("vbv_s", self.vbv_s, 0.1, 5, "seconds")
         _check("threads", self.threads, 1, 16)

@@ -78,6 +78,8 @@ class Hub:
         self.start_error: str | None = None
         """Why the engine could not start at all; one sentence."""
         self._ice_credential = known.ice_credential
+        self.ice_servers = self._ice_servers()
+        """STUN and TURN for the server's own connections."""
         self._sessions: dict[str, LiveSession] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._started = asyncio.Event()
@@ -93,7 +95,7 @@ class Hub:
             clock=clock or RealClock(),
             metrics=self.metrics,
             preview=self.preview,
-            ice_servers=self._ice_servers(),
+            ice_servers=self.ice_servers,
             picture_of=lambda avatar: self._portrait(avatar, None),
             speech=make_provider(config.speech, known.speech_key),
             agent_key=known.agent_key,
@@ -357,6 +359,7 @@ class Hub:
         """Bring the gauges up to date."""
         drifts = [session.av_drift_s for session in self.sessions()]
         self.metrics.sessions.set(len(self._sessions))
+        self.metrics.bitrate.set(min((session.bitrate_kbps for session in self.sessions()), default=0))
         self.metrics.tickets.set(self.waiting.length)
         self.metrics.rtf.set(self.admission.rtf_p95)
         self.metrics.av_drift.set(max(drifts, key=abs, default=0.0))

@@ -57,6 +57,8 @@ class Metrics:
         self.rejected = counter("rejected_total", "Refused requests", ("code",))
         self.loop_lag = histogram("event_loop_lag_seconds", "How late the event loop wakes", buckets=_SMALL_SECONDS)
         self.frames_encoded = counter("frames_encoded_total", "Pictures given to an H264 encoder")
+        self.bitrate = gauge("encode_bitrate_kbps", "Rate of the shared encoder, lowest live session; 0 without one")
+        self.bitrate_changes = counter("bitrate_changes_total", "Times a viewer's reports moved an encoder's rate")
         self.keyframe_requests = counter("keyframe_requests_total", "Key frames that viewers asked for")
 
     def render(self) -> bytes:
