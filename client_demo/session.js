@@ -9,6 +9,8 @@
 
 import { Peer } from "./peer.js";
 
+const POLL_MS = 2000; // how often a ticket is asked for
+
 /** The server's root: this file lies one folder below it. */
 export const ROOT = new URL("..", import.meta.url);
 
@@ -23,6 +25,14 @@ if (given) {
 
 /** Remembers the access key for this tab. */
 export function setAccessKey(key) { sessionStorage.setItem(KEY, key); }
+
+/** A place in the queue in words: "2nd in line, about 40 s." */
+export function placeInLine(position, etaS) {
+  if (!position) return "Your turn, connecting.";
+  const tail = position % 100 > 10 && position % 100 < 14 ? "th" : ["th", "st", "nd", "rd"][position % 10] ?? "th";
+  const about = etaS < 90 ? `${Math.max(10, Math.round(etaS / 10) * 10)} s` : `${Math.round(etaS / 60)} min`;
+  return `${position}${tail} in line, about ${about}.`;
+}
 
 /** What the server refused, from `application/problem+json`: a stable code and a sentence. */
 export class ApiError extends Error {
@@ -73,6 +83,7 @@ async function ask(path, { method = "GET", body, token, signal, keepalive }) {
  *   `state`   detail: ready | connecting | live | degraded | lost | full
  *   `error`   detail: ApiError or Error, after which the state is `ready`
  *   `full`    detail: {message, retryS}; the session retries by itself after that time
+ *   `queued`  detail: {position, etaS}; every place is taken and the session waits for its turn by itself
  *   `stream`  detail: MediaStream
  *   `event`   detail: an event of the server, see docs/protocol
  *   `opened`  detail: the answer to POST /v1/sessions
@@ -85,6 +96,8 @@ export class Session extends EventTarget {
   #info = null;
   #run = 0; // raised by every start and stop, so that a late answer of an older run does nothing
   #retry = 0;
+  #ticket = null; // the address of our place in the queue
+  #missed = 0; // polls that did not reach the server
   #ending = false; // the server has announced the session's end
 
   state = "ready";
@@ -151,6 +164,9 @@ export class Session extends EventTarget {
   #end() {
     this.#run++;
     clearTimeout(this.#retry);
+    if (this.#ticket) request(this.#ticket, { method: "DELETE", keepalive: true }).catch(() => {});
+    this.#ticket = null;
+    this.#missed = 0;
     this.#peer?.close();
     this.#peer = null;
     const info = this.#info;
@@ -169,11 +185,11 @@ export class Session extends EventTarget {
     this.#set("connecting");
     try {
       const [info, ice] = await Promise.all([
-        request("v1/sessions", { method: "POST", body: { mode: "echo", ...this.#wanted, resume } }),
+        this.#openInTurn(run, { mode: "echo", ...this.#wanted, resume }),
         request("v1/ice").catch(() => ({ iceServers: [] })),
       ]);
       if (run !== this.#run) { // stopped meanwhile
-        request(`v1/sessions/${info.id}`, { method: "DELETE", token: info.token }).catch(() => {});
+        if (info) request(`v1/sessions/${info.id}`, { method: "DELETE", token: info.token }).catch(() => {});
         return;
       }
       this.#info = info;
@@ -184,6 +200,39 @@ export class Session extends EventTarget {
       if (run !== this.#run) return;
       if (error.code === "capacity") this.#full(run, error);
       else this.#fail(error);
+    }
+  }
+
+  // While every place is taken the server gives out tickets; the page asks for its own until it is its turn.
+  async #openInTurn(run, body) {
+    let answer = await request("v1/sessions?queue=1", { method: "POST", body });
+    while (answer.ticket) {
+      const url = answer.url;
+      if (run !== this.#run) {
+        request(url, { method: "DELETE" }).catch(() => {});
+        return null;
+      }
+      this.#ticket = url;
+      this.#set("full");
+      this.#tell("queued", { position: answer.position, etaS: answer.eta_s });
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+      if (run !== this.#run) return null; // #end has given the ticket back
+      answer = await this.#pollTicket(run, url, answer);
+    }
+    this.#ticket = null;
+    if (run === this.#run) this.#set("connecting");
+    return answer;
+  }
+
+  // One lost poll costs nothing: the ticket is kept for some seconds.
+  async #pollTicket(run, url, last) {
+    try {
+      return await request(url);
+    } catch (error) {
+      if (error.code === "unreachable" && run === this.#run && ++this.#missed < 5) return last;
+      throw error;
+    } finally {
+      if (run !== this.#run) request(url, { method: "DELETE" }).catch(() => {});
     }
   }
 

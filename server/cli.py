@@ -230,6 +230,19 @@ def bench_live(
     return run_live(load_config(config), LiveBench(seconds=seconds, audio=audio), as_json=as_json)
 
 
+@bench.command("encode")
+def bench_encode(
+    config: ConfigOption = "tiny",
+    pictures: Annotated[int, typer.Option("--pictures", help="Measured pictures of each size and preset.")] = 100,
+    as_json: JsonOption = False,
+) -> int:
+    """The video encoder by size and preset: processor time a picture, bitrate, size of key frames."""
+    from server.bench_encode import EncodeBench, run_encode
+    from server.config import load_config
+
+    return run_encode(load_config(config), EncodeBench(pictures=pictures), as_json=as_json)
+
+
 @bench.command("dit")
 def bench_dit(
     size: Annotated[str, typer.Option("--size", help="Picture size, multiples of 16.")] = "704x384",

@@ -92,6 +92,15 @@ class SessionCreated(BaseModel):
     media: Media
 
 
+class QueueTicket(BaseModel):
+    """A place in the queue of those who wait for a session."""
+
+    ticket: str
+    position: int
+    eta_s: float
+    url: str
+
+
 class Planned(BaseModel):
     """Where on the stream a change will show."""
 

@@ -20,7 +20,7 @@ from server.serve import WS_MESSAGE_LIMIT, _Server, bind
 FAKE: dict[str, Any] = {
     "server": {"port": 0, "log_level": "warning"},
     "model": {"kind": "fake", "fake": {"width": 64, "height": 64, "block_s": 0.01}},
-    "limits": {"max_sessions": 4, "sessions_per_minute": 1000},
+    "limits": {"max_sessions": 4, "sessions_per_minute": 1000, "requests_per_minute": 100_000},
 }
 
 
