@@ -25,8 +25,9 @@ from livekit.agents.voice.avatar import (
     VideoGenerator,
 )
 
+from client_demo.avatar_line import Finished, Picture, Sound, mono
 from client_demo.microphone import ClientError, InputError
-from client_demo.remote_avatar import Finished, Picture, RemoteAvatar, RemoteConfig, Sound, mono
+from client_demo.remote_avatar import RemoteAvatar, RemoteConfig
 
 TOKEN_VARIABLE = "LIVEKIT_TOKEN"
 KEY_VARIABLE, SECRET_VARIABLE = "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"

@@ -31,8 +31,9 @@ from pipecat.processors.frame_processor import FrameDirection
 from pipecat.services.ai_service import AIService
 from pipecat.services.settings import ServiceSettings
 
+from client_demo.avatar_line import Finished, Picture, Sound, mono
 from client_demo.microphone import ClientError
-from client_demo.remote_avatar import Finished, Picture, RemoteAvatar, RemoteConfig, Sound, mono
+from client_demo.remote_avatar import RemoteAvatar, RemoteConfig
 
 END_WAIT_S = 40.0
 """A pipeline that ends waits this long for the speech that is under way."""
