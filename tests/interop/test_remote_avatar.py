@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from client_demo.avatar_line import Finished, Picture, Sound
 from client_demo.microphone import ClientError, InputError
 from client_demo.remote_avatar import AHEAD_S, RemoteAvatar, RemoteConfig
-from client_demo.avatar_line import Finished, Picture, Sound
 from tests.fakes import babble, mouth_opening
 from tests.unit.server.running import Running, running
 
