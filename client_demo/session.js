@@ -51,23 +51,25 @@ export class ApiError extends Error {
  * @throws {ApiError} for every answer but 2xx; status 0 where the server was not reached
  */
 export async function request(path, options = {}) {
-  const answer = await ask(path, options);
+  const answer = await send(path, options);
   return answer.json().catch(() => null);
 }
 
 /** The same for an answer that is plain text. */
 export async function requestText(path, options = {}) {
-  return (await ask(path, options)).text();
+  return (await send(path, options)).text();
 }
 
-async function ask(path, { method = "GET", body, token, signal, keepalive }) {
-  const headers = {};
-  if (body !== undefined) headers["Content-Type"] = "application/json";
+/** The same for the answer itself. A body is sent as JSON, or as it is where its `type` is given. */
+export async function send(path, { method = "GET", body, type, token, signal, keepalive, headers = {} } = {}) {
+  headers = { ...headers };
+  if (body !== undefined) headers["Content-Type"] = type ?? "application/json";
+  const content = body === undefined || type ? body : JSON.stringify(body);
   const credential = token ?? sessionStorage.getItem(KEY);
   if (credential) headers.Authorization = `Bearer ${credential}`;
   let answer;
   try {
-    answer = await fetch(new URL(path, ROOT), { method, headers, signal, keepalive, body: body === undefined ? undefined : JSON.stringify(body) });
+    answer = await fetch(new URL(path, ROOT), { method, headers, signal, keepalive, body: content });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(0, "unreachable", "The server cannot be reached. Check that it is running and that this device is online.");
@@ -244,8 +246,12 @@ export class Session extends EventTarget {
   }
 
   async #connect(run, info, iceServers) {
-    const urls = { offer: new URL(info.urls.offer, ROOT).href, events: new URL(info.urls.events, ROOT).href };
-    const peer = new Peer({ post: request, urls, token: info.token, iceServers });
+    const { offer, events } = info.urls;
+    const signalling = {
+      exchange: (sdp, signal) => request(offer, { method: "POST", token: info.token, body: { sdp, type: "offer" }, signal }),
+      trickle: (candidate) => request(offer, { method: "PATCH", token: info.token, body: { candidates: [candidate.toJSON()] } }),
+    };
+    const peer = new Peer({ signalling, events: new URL(events, ROOT).href, token: info.token, iceServers });
     this.#peer = peer;
     peer.addEventListener("stream", ({ detail }) => this.#tell("stream", detail));
     peer.addEventListener("message", ({ detail }) => this.#receive(detail));

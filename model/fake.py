@@ -241,7 +241,8 @@ def _draw(picture: np.ndarray, frame: int, seed: int, opening: float, smile: flo
     lid = _blink(frame, seed)
     for side in (-1, 1):
         x, y = (0.5 + side * 0.13) * width + sway_x, 0.42 * height + sway_y
-        _ellipse(picture, x, y, 0.06 * width, 0.034 * height * (1 - lid) + 0.8, _EYE if lid < 1 else _SKIN_SHADOW)
+        wide = (0.042 if posture == "listening" else 0.034) * height * (1 - lid) + 0.8
+        _ellipse(picture, x, y, 0.06 * width, wide, _EYE if lid < 1 else _SKIN_SHADOW)
         if lid < 0.8:
             _ellipse(picture, x + look, y, 0.022 * width, 0.028 * height * (1 - lid) + 0.5, _PUPIL)
     x, y = 0.5 * width + sway_x, 0.70 * height + sway_y

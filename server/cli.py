@@ -204,6 +204,24 @@ def say(
     return run_say(text, server=server, session=session, voice=voice, as_json=as_json)
 
 
+@app.command("livekit-worker")
+def livekit_worker(
+    url: Annotated[str, typer.Option("--url", envvar="LIVEKIT_URL", help="The LiveKit server.")],
+    room: Annotated[str | None, typer.Option("--room", help="The room; a ready LIVEKIT_TOKEN needs none.")] = None,
+    agent: Annotated[str | None, typer.Option("--agent", help="The agent's identity; the first one without.")] = None,
+    identity: Annotated[str, typer.Option("--identity", help="The avatar's own identity.")] = "avatarcast",
+    server: Annotated[str, typer.Option("--server", help="Root of the avatarcast server.")] = "http://127.0.0.1:8080",
+    avatar: Annotated[str | None, typer.Option("--avatar", help="Portrait of the gallery.")] = None,
+    image: Annotated[Path | None, typer.Option("--image", help="Picture file to use instead.")] = None,
+    prompt: Annotated[str, typer.Option("--prompt", help="Expression.")] = "",
+) -> int:
+    """Be the avatar of a LiveKit agent; LIVEKIT_API_KEY and LIVEKIT_API_SECRET, or LIVEKIT_TOKEN, let it in."""
+    from server.livekit import run_livekit_worker
+
+    where = {"url": url, "room": room, "agent": agent, "identity": identity, "server": server}
+    return run_livekit_worker(**where, avatar=avatar, image=image, prompt=prompt)
+
+
 @app.command()
 def doctor(config: ConfigOption = "tiny", as_json: JsonOption = False) -> int:
     """Check GPU, checkpoint files, port, codecs and ICE servers; exit code 1 if something is wrong."""

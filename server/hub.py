@@ -292,9 +292,14 @@ class Hub:
         portrait: np.ndarray | None = None
         if image is not None or change.avatar is not None:
             portrait = await self._portrait(change.avatar, image)
-        if portrait is None and change.prompt is None:
-            raise ApiError("bad_request", "Nothing is to change; send prompt, avatar or image.")
-        return session.change(prompt=change.prompt, avatar=change.avatar if image is None else None, portrait=portrait)
+        if portrait is None and change.prompt is None and change.idle_prompt is None:
+            raise ApiError("bad_request", "Nothing is to change; send prompt, idle_prompt, avatar or image.")
+        return session.change(
+            prompt=change.prompt,
+            idle_prompt=change.idle_prompt,
+            avatar=change.avatar if image is None else None,
+            portrait=portrait,
+        )
 
     async def close_session(self, session: LiveSession, reason: str) -> None:
         """End a session and free its slot; once, whoever asks."""

@@ -515,9 +515,14 @@ class LiveSession:
         return report
 
     def change(
-        self, *, prompt: str | None = None, avatar: str | None = None, portrait: np.ndarray | None = None
+        self,
+        *,
+        prompt: str | None = None,
+        idle_prompt: str | None = None,
+        avatar: str | None = None,
+        portrait: np.ndarray | None = None,
     ) -> Planned:
-        """Plan a change of expression or portrait.
+        """Plan a change of expression or portrait; an empty `idle_prompt` ends the one in force.
 
         Raises:
             ApiError: `not_live` when the session has ended.
@@ -525,6 +530,8 @@ class LiveSession:
         geometry = self._around.preview.geometry
         try:
             planned = None
+            if idle_prompt is not None:
+                planned = self.session.set_idle_prompt(idle_prompt or None)
             if prompt is not None:
                 planned = self.session.set_prompt(prompt)
                 self.prompt = prompt

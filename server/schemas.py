@@ -56,6 +56,9 @@ class SessionChange(_Body):
     avatar: str | None = Field(None, max_length=100)
     prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARACTERS)
     image: str | None = None
+    idle_prompt: str | None = Field(
+        None, max_length=MAX_PROMPT_CHARACTERS, description="In blocks without speech; an empty text ends it"
+    )
 
 
 class Urls(BaseModel):
