@@ -51,7 +51,7 @@ def make_fast(
     """Change the transformer and the decoder in place for fast inference.
 
     Args:
-        modules: on their device.
+        modules: on their device; the transformer or the decoder may be missing.
         run: what the operator asked for; float32 leaves both modules plain.
         reasons: gets one sentence for each of the two.
         backend: of `torch.compile`; None leaves out the compiler.
@@ -59,16 +59,19 @@ def make_fast(
     Returns:
         Precision of the transformer and of the decoder.
     """
-    dit, vae = modules["dit"], modules["vae"]
+    dit, vae = modules.get("dit"), modules.get("vae")
     if run.dtype == "float32":
-        dit.float()
+        if dit is not None:
+            dit.float()
         reasons["dit_dtype"] = reasons["vae_dtype"] = "float32 as configured"
         return torch.float32, torch.float32
     is_fp8 = run.weights_dtype == "fp8"
-    speed_up(dit.bfloat16(), fp8=is_fp8, backend=backend)
-    vae.decoder.to(torch.bfloat16)
-    if isinstance(vae.decoder, WanDecoder):
-        for_gpu(vae.decoder)
+    if dit is not None:
+        speed_up(dit.bfloat16(), fp8=is_fp8, backend=backend)
+    if vae is not None:
+        vae.decoder.to(torch.bfloat16)
+        if isinstance(vae.decoder, WanDecoder):
+            for_gpu(vae.decoder)
     layers = "linear layers in fp8, the rest in bfloat16" if is_fp8 else "bfloat16"
     reasons["dit_dtype"] = f"{layers}, compiled for the GPU"
     reasons["vae_dtype"] = "bfloat16 on the GPU"

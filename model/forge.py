@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from model.lora import target_modules
 from model.published import published
 from model.published_keys import umt5_key, wan_vae_key, xlsr_key
 from model.released import CONFIG, INDEX, SPEECH, TEXT, TOKENIZER, VAE, assemble
+from model.share import WHOLE_SHARE, Share
 from model.tensor_files import write_safetensors
 from model.weights import build_modules
 
@@ -113,14 +114,19 @@ def shapes_of(config: ModelConfig) -> dict[str, Shapes]:
 
 
 def random_modules(
-    size: str, *, seed: int = 0, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    size: str,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    share: Share = WHOLE_SHARE,
 ) -> tuple[ModelConfig, dict[str, nn.Module]]:
     """`random:mini` or `random:14b`: modules as `load_released` gives them, filled in place.
 
     Args:
         size: mini or 14b.
         seed: of all tensors.
-        device, dtype: as for `load_released`.
+        device, dtype, share: as for `load_released`.
 
     Raises:
         CheckpointError: the size is unknown.
@@ -128,12 +134,14 @@ def random_modules(
     config = forged_config(size)
     shapes = shapes_of(config)
 
-    def tensors(part: str) -> Iterator[tuple[str, Tensor]]:
+    def tensors(part: str, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         for name, shape in shapes[part].items():
-            yield name, random_tensor(f"{part}.{name}", shape, seed, _stored(part), device)
+            if name in wanted:
+                yield name, random_tensor(f"{part}.{name}", shape, seed, _stored(part), device)
 
-    modules = assemble(config, tensors, dtype)
-    modules["text"].tokenizer = _tokenizer()
+    modules = assemble(config, tensors, dtype, share)
+    if "text" in modules:
+        modules["text"].tokenizer = _tokenizer()
     return config, modules
 
 

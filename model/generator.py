@@ -9,7 +9,6 @@ a portrait starts fresh ones and a fresh VAE memory, so that the next picture sh
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,12 +24,11 @@ from model.dit import TextKV
 from model.errors import CheckpointError, ModelError, UnknownSessionError, UnsupportedError
 from model.interface import POSTURES, BlockRequest, BlockResult, ModelInfo, SessionInfo, SessionSpec, SessionUpdate
 from model.motion import PARAMETERS, MotionController, MotionSizes
-from model.pictures import to_pictures
 from model.portrait import fit_portrait, fit_short_side
 from model.profile import Profile, choose_profile
 from model.sampler import NoiseSource
 from model.sampling import SamplingChoice
-from model.seams import soften_seam
+from model.screen import Screen, ScreenState
 from model.solvers import with_choices
 from model.stage_clock import StageClock
 from model.vae import Still
@@ -59,8 +57,8 @@ class Session:
     """Everything one stream carries."""
 
     stream: StreamState
-    vae: Any
-    """The decoder's memory, of the VAE's own kind."""
+    screen: ScreenState
+    """The decoder's memory."""
     level: Any
     """What the speech encoder carries, of its own kind."""
     columns: Tensor | None
@@ -68,8 +66,6 @@ class Session:
     noise: NoiseSource
     motion: MotionController | None
     last_block: int
-    last_picture: Tensor | None = None
-    """[1, 3, 1, H, W] float32, what the next block leads in from."""
     pending: list[tuple[int, TextKV | None, Portrait | None]] = field(default_factory=list)
     """Announced changes: block, prompt, portrait."""
 
@@ -84,6 +80,7 @@ class Generator:
         profile: Profile,
         noise: Literal["block", "clip"] = "block",
         sampling: SamplingChoice | None = None,
+        denoiser: Denoiser | None = None,
     ) -> None:
         """
         Args:
@@ -92,10 +89,11 @@ class Generator:
             profile: as `choose_profile` gives it, or `Profile.untimed`.
             noise: `block` for live streams, `clip` to draw noise as the published pipelines do.
             sampling: solver and guidance; None takes Euler without guidance.
+            denoiser: of a rank that leads others (`model.leader`), where the VAE may be elsewhere.
         """
         sampling = sampling or SamplingChoice()
         self.config, self.profile, self.geometry = config, profile, config.geometry
-        self.dit, self.vae, self.audio, self.text = (modules[part] for part in ("dit", "vae", "audio", "text"))
+        self.dit, self.vae, self.audio, self.text = (modules.get(part) for part in ("dit", "vae", "audio", "text"))
         channels = len(PARAMETERS) * self.geometry.vae_stride_t
         if config.motion.enabled and config.dit.cond_dim != channels:
             raise CheckpointError(
@@ -105,9 +103,10 @@ class Generator:
         self._noise = noise
         self._size = (self.geometry.latent_height, self.geometry.latent_width)
         self._frames = config.stream.frames_per_block
-        self._vae_dtype, self._device = profile.vae_dtype, self.dit.head.head.weight.device
+        self._device = self.dit.device
+        self._screen = Screen(self.vae, config.stream, profile.vae_dtype)
         with torch.inference_mode():
-            self.denoiser = Denoiser(
+            self.denoiser = denoiser or Denoiser(
                 self.dit,
                 config.stream,
                 profile.sigmas,
@@ -151,7 +150,7 @@ class Generator:
             motion = MotionController(sizes, spec.seed, samples, frames)
         self._sessions[spec.session] = Session(
             stream=self._start(text, portrait),
-            vae=portrait.still.state,
+            screen=ScreenState(portrait.still.state),
             level=self.audio.listen(spec.first_block),
             columns=None if spec.sound is None else self._file_columns(spec.sound),
             noise=NoiseSource(spec.seed, shape, self._noise, self.geometry.blocks_per_clip),
@@ -211,12 +210,7 @@ class Generator:
             silence=self._silence,
         )
         clock.mark("dit")
-        video, session.vae = self.vae.decode(latents.to(self._vae_dtype), session.vae)
-        stream = self.config.stream
-        video, session.last_picture = soften_seam(
-            video.float(), session.last_picture, stream.seam_frames, stream.seam_threshold
-        )
-        frames = to_pictures(video)
+        frames = self._screen.show(latents, session.screen).wait()
         clock.mark("vae")
         session.last_block = request.block
         return BlockResult(
@@ -252,9 +246,9 @@ class Generator:
         portrait = next((p for _, _, p in reversed(due) if p is not None), None)
         if portrait is not None:
             session.stream = self._start(session.stream.text if text is None else text, portrait)
-            session.vae, session.last_picture = portrait.still.state, None
+            session.screen = ScreenState(portrait.still.state)
         elif text is not None:
-            self.denoiser.recondition(session.stream, text=text)
+            self._reprompt(session, text)
         return tuple(name for name, change in (("prompt", text), ("image", portrait)) if change is not None)
 
     def _columns(self, session: Session, request: BlockRequest) -> Tensor:
@@ -280,13 +274,16 @@ class Generator:
         return self.audio.file_features(wave, self.geometry.frames_per_block * self.geometry.blocks_per_clip)
 
     def _pose(self, session: Session, request: BlockRequest) -> Tensor:
+        return self.dit.pose(self._track(session, request), self._frames, *self._size)
+
+    def _track(self, session: Session, request: BlockRequest) -> Tensor | None:
+        """What the transformer's pose condition is made of; None for a zero pose."""
         if session.motion is None:
-            return self.dit.pose(None, self._frames, *self._size)
+            return None
         track = session.motion.block(
             request.block, request.window, self.config.audio.left_samples, posture=request.posture
         )
-        track = torch.from_numpy(track)[None, :, :, None, None].to(self._device)
-        return self.dit.pose(track, self._frames, *self._size)
+        return torch.from_numpy(track)[None, :, :, None, None].to(self._device)
 
     # What a session is made of.
 
@@ -302,10 +299,15 @@ class Generator:
     def _portrait(self, image: np.ndarray) -> Portrait:
         fit = fit_portrait if self.config.portrait_fit == "cover" else fit_short_side
         picture = fit(image, self.geometry.width, self.geometry.height)
-        wanted = torch.from_numpy(picture).to(self._device).permute(2, 0, 1)[None].float() / 127.5 - 1
-        still = self.vae.still(wanted)
-        error = (still.shown.float().clamp(-1, 1) - wanted).square().mean().item() / 4
-        return Portrait(picture=picture, still=still, psnr_db=-10 * math.log10(max(error, 1e-10)))
+        still, psnr_db = self._look_at(picture)
+        return Portrait(picture=picture, still=still, psnr_db=psnr_db)
+
+    def _look_at(self, picture: np.ndarray) -> tuple[Still, float]:
+        """What the VAE makes of a fitted picture, and how well it reproduces it in dB."""
+        return self._screen.look_at(picture, self._device)
+
+    def _reprompt(self, session: Session, text: TextKV) -> None:
+        self.denoiser.recondition(session.stream, text=text)
 
     def _start(self, text: TextKV, portrait: Portrait) -> StreamState:
         past = portrait.still.past if self.config.dit.enable_framepack else None

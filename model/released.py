@@ -15,7 +15,7 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from model.errors import CheckpointError, ModelError
 from model.lora import AdapterPlan, merge_pair, plan_adapter
 from model.published import published
 from model.published_keys import umt5_key, umt5_sizes, wan_vae_key, wan_vae_sizes, xlsr_key
+from model.share import WHOLE_SHARE, Share
 from model.tensor_files import Entry, entries_of, reading, write_safetensors
 from model.weights import build_modules
 
@@ -298,8 +299,15 @@ def plan_released(folder: str | Path, adapter: str | Path | None = None) -> Load
     return plan
 
 
-def stored_tensors(plan: LoadPlan, part: str, alpha: float, device: str | torch.device) -> Iterator[tuple[str, Tensor]]:
+def stored_tensors(
+    plan: LoadPlan, part: str, alpha: float, device: str | torch.device, wanted: Collection[str] | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """One part's parameters in file order, on the device, in the stored precision, the adapter merged.
+
+    Args:
+        plan, part: what and of what.
+        alpha, device: as for `load_released`.
+        wanted: names to read; None: all.
 
     Raises:
         CheckpointError: values are not finite.
@@ -309,6 +317,8 @@ def stored_tensors(plan: LoadPlan, part: str, alpha: float, device: str | torch.
         for path, entries in _by_file(plan.sources[part]).items():
             with reading(path) as value_of:
                 for name, source in entries:
+                    if wanted is not None and name not in wanted:
+                        continue
                     value = _owned(value_of(source.key), device)
                     if adapter is not None and name in adapter.plain:
                         value = _owned(adapter_value(adapter.plain[name]), device).to(value.dtype)
@@ -339,6 +349,7 @@ def load_released(
     alpha: float = ALPHA,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    share: Share = WHOLE_SHARE,
 ) -> tuple[ModelConfig, dict[str, nn.Module]]:
     """Read a released folder into modules in evaluation mode.
 
@@ -348,35 +359,41 @@ def load_released(
         alpha: its scale times its rank.
         device: where the modules live.
         dtype: of the transformer and the text encoder; the VAE and the speech encoder are float32.
+        share: parts and layers to read.
 
     Raises:
         CheckpointError: one sentence naming the file, and the key where one is at fault, before any weight is read.
     """
     plan = plan_released(folder, adapter)
-    tensors = lambda part: stored_tensors(plan, part, alpha, device)  # noqa: E731
-    modules = assemble(plan.config, tensors, dtype)
-    from model.umt5 import load_tokenizer
+    tensors = lambda part, wanted: stored_tensors(plan, part, alpha, device, wanted)  # noqa: E731
+    modules = assemble(plan.config, tensors, dtype, share)
+    if "text" in modules:
+        from model.umt5 import load_tokenizer
 
-    modules["text"].tokenizer = load_tokenizer(plan.folder / TOKENIZER)
+        modules["text"].tokenizer = load_tokenizer(plan.folder / TOKENIZER)
     return plan.config, modules
 
 
 def assemble(
-    config: ModelConfig, tensors: Callable[[str], Iterator[tuple[str, Tensor]]], dtype: torch.dtype
+    config: ModelConfig,
+    tensors: Callable[[str, Collection[str]], Iterator[tuple[str, Tensor]]],
+    dtype: torch.dtype,
+    share: Share = WHOLE_SHARE,
 ) -> dict[str, nn.Module]:
     """Modules built without memory and filled tensor by tensor.
 
     Args:
         config: what to build.
-        tensors: a part's parameters by name, on their device; names of one shared tensor may repeat it.
-        dtype: as for `load_released`.
+        tensors: those of a part's parameters that are named, on their device; names of one shared tensor may repeat it.
+        dtype, share: as for `load_released`.
     """
     with torch.device("meta"):
-        modules = build_modules(config)
+        modules = build_modules(share.config(config), share.parts)
     for part, module in modules.items():
         wanted = dtype if part in ("dit", "text") else torch.float32
-        for name, value in tensors(part):
-            place(module, name, value.to(wanted))
+        names = share.names(part, module.state_dict(), config.dit)
+        for name, value in tensors(part, names):
+            place(module, names[name], value.to(wanted))
         if part == "text":
             module.encoder.embed_tokens.weight = module.shared.weight
         bare = [name for name, value in module.state_dict().items() if value.is_meta]

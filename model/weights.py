@@ -22,27 +22,26 @@ from model.component_config import UMT5TextConfig, WanVAEConfig, XLSRAudioConfig
 from model.config import ModelConfig, RunConfig
 from model.errors import CheckpointError
 from model.fast import device_of
+from model.share import PARTS, WHOLE_SHARE, Share
 
 FORMAT = "avatarcast-1"
-PARTS = ("dit", "vae", "audio", "text")
 RANDOM = "random:"
 _SCALE = ".scale"
 
 
-def build_modules(config: ModelConfig) -> dict[str, nn.Module]:
+def build_modules(config: ModelConfig, parts: Collection[str] = PARTS) -> dict[str, nn.Module]:
     """Untrained modules of a configuration, one per part, by the `kind` of each.
 
     Works under `torch.device("meta")` for the published kinds: they hold no buffers but what the files carry.
     """
+    makers = {"dit": _dit, "vae": _vae, "audio": _audio, "text": _text}
+    return {part: makers[part](config).eval().requires_grad_(False) for part in PARTS if part in parts}
+
+
+def _dit(config: ModelConfig) -> nn.Module:
     from model.dit import DiT
 
-    modules = {
-        "dit": DiT(config.dit),
-        "vae": _vae(config),
-        "audio": _audio(config),
-        "text": _text(config),
-    }
-    return {part: modules[part].eval().requires_grad_(False) for part in PARTS}
+    return DiT(config.dit)
 
 
 def _vae(config: ModelConfig) -> nn.Module:
@@ -139,11 +138,18 @@ def checkpoint_path(name: str) -> Path:
     return packaged if is_bare and (packaged.is_file() or not Path(name).is_dir()) else Path(name).expanduser()
 
 
-def load_weights(run: RunConfig) -> tuple[ModelConfig, dict[str, nn.Module]]:
+def load_weights(run: RunConfig, share: Share = WHOLE_SHARE) -> tuple[ModelConfig, dict[str, nn.Module]]:
     """Modules of whatever `run.checkpoint` names: a file of this program, a released folder, or random weights.
 
     They come on the device that `run` names. There the large ones are bfloat16 from the start unless float32 was asked
     for; on a processor float32, so that timing can choose.
+
+    Args:
+        run: what to load and where to.
+        share: which parts and layers of it.
+
+    Returns:
+        Configuration of the whole checkpoint, and the share's modules.
 
     Raises:
         CheckpointError: one sentence naming the file, and the key where one is at fault.
@@ -155,14 +161,34 @@ def load_weights(run: RunConfig) -> tuple[ModelConfig, dict[str, nn.Module]]:
     if run.checkpoint.startswith(RANDOM):
         from model.forge import random_modules
 
-        return random_modules(run.checkpoint.removeprefix(RANDOM), device=device, dtype=dtype)
+        return random_modules(run.checkpoint.removeprefix(RANDOM), device=device, dtype=dtype, share=share)
     path = checkpoint_path(run.checkpoint)
     if path.is_dir():
         from model.released import load_released
 
-        return load_released(path, adapter=run.lora or None, alpha=run.lora_alpha, device=device, dtype=dtype)
-    config, modules = load_checkpoint(path)
+        return load_released(
+            path, adapter=run.lora or None, alpha=run.lora_alpha, device=device, dtype=dtype, share=share
+        )
+    config, modules = load_checkpoint(path, share)
     return config, {name: module.to(device) for name, module in modules.items()}
+
+
+def read_config(run: RunConfig) -> ModelConfig:
+    """Configuration of whatever `run.checkpoint` names, without its weights.
+
+    Raises:
+        CheckpointError: as `load_weights`.
+    """
+    if run.checkpoint.startswith(RANDOM):
+        from model.forge import forged_config
+
+        return forged_config(run.checkpoint.removeprefix(RANDOM))
+    path = checkpoint_path(run.checkpoint)
+    if path.is_dir():
+        from model.released import plan_released
+
+        return plan_released(path, adapter=run.lora or None).config
+    return read_metadata(path)[0]
 
 
 def read_metadata(path: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -175,7 +201,7 @@ def read_metadata(path: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
         return _metadata(Path(path), file.metadata())
 
 
-def load_checkpoint(path: str | Path) -> tuple[ModelConfig, dict[str, nn.Module]]:
+def load_checkpoint(path: str | Path, share: Share = WHOLE_SHARE) -> tuple[ModelConfig, dict[str, nn.Module]]:
     """Read a checkpoint into float32 modules in evaluation mode.
 
     Raises:
@@ -193,7 +219,13 @@ def load_checkpoint(path: str | Path) -> tuple[ModelConfig, dict[str, nn.Module]
     leftover = sorted(key for key in stored if key.split(".")[0] not in PARTS)
     if leftover:
         raise CheckpointError(f"{path} has the unknown tensor {leftover[0]}; use a checkpoint made for this version")
-    return config, modules
+    if share == WHOLE_SHARE:
+        return config, modules
+    own = build_modules(share.config(config), share.parts)
+    for part, module in own.items():
+        values, names = modules[part].state_dict(), share.names(part, module.state_dict(), config.dit)
+        module.load_state_dict({here: values[whole] for whole, here in names.items()})
+    return config, own
 
 
 def _opened(path: Path) -> Any:
