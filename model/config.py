@@ -221,8 +221,16 @@ class VAEConfig:
     """Channels of the decoder's stages, coarse to fine."""
     decoder_blocks: tuple[int, int, int] = (2, 2, 2)
     """Residual blocks of the decoder's stages."""
+    small_widths: tuple[int, ...] = ()
+    """Channels of a second, cheaper decoder's stages, for slow machines; none: the checkpoint has no such decoder."""
+    small_blocks: tuple[int, ...] = (3, 2, 1)
+    """Residual blocks of its stages."""
 
     def __post_init__(self) -> None:
+        _check(
+            len(self.small_widths) in (0, 3) and len(self.small_blocks) == 3,
+            f"vae.small_widths are {list(self.small_widths)}, small_blocks {list(self.small_blocks)}; give three each",
+        )
         _check(self.kind in ("light",), f"vae.kind is {self.kind!r}; choose light")
         _check(self.z_dim > 0, f"vae.z_dim is {self.z_dim}; it must be positive")
         _check(

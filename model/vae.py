@@ -173,12 +173,17 @@ class LightVAE(nn.Module):
         encoder_widths: tuple[int, int, int] = (64, 128, 192),
         decoder_widths: tuple[int, int, int] = (192, 96, 48),
         decoder_blocks: tuple[int, int, int] = (2, 2, 2),
+        small_widths: tuple[int, ...] = (),
+        small_blocks: tuple[int, ...] = (3, 2, 1),
     ) -> None:
         super().__init__()
         self.z_dim = z_dim
         self.stride = (4, stride, stride)
         self.encoder = LightEncoder(z_dim, encoder_widths, stride)
         self.decoder = LightDecoder(z_dim, decoder_widths, decoder_blocks, stride)
+        self.small_decoder = LightDecoder(z_dim, small_widths, small_blocks, stride) if small_widths else None
+        self.uses_small = False
+        """Streams are decoded by `small_decoder`, which costs about a third."""
         self.register_buffer("mean", torch.zeros(z_dim))
         self.register_buffer("std", torch.ones(z_dim))
         self._init_unit_gain()
@@ -218,7 +223,8 @@ class LightVAE(nn.Module):
             Video [B, 3, 4F, H, W], about -1..1 (not clamped), and the state for the next call.
         """
         scale, shift = self._affine(latents.dtype)
-        video, state = self.decoder(latents.transpose(1, 2) * scale + shift, state)
+        decoder = self.small_decoder if self.uses_small else self.decoder
+        video, state = decoder(latents.transpose(1, 2) * scale + shift, state)
         return video.transpose(1, 2), state
 
     def reference_latent(self, image: Tensor) -> Tensor:
