@@ -116,8 +116,12 @@ class WorkerProcess:
 
     def start(self) -> None:
         """Spawn the processes; takes some tens of milliseconds each."""
-        for process in self._processes:
-            process.start()
+        try:
+            for process in self._processes:
+                process.start()
+        except BaseException:
+            self.kill()
+            raise
         for end in (*self._far_ends, *self._between):  # so that a pipe closes when who holds its other end dies
             end.close()
         for target, name in ((self._read, "model-reader"), (self._write, "model-writer")):

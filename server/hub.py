@@ -160,7 +160,16 @@ class Hub:
             pictures=geometry.frames_per_block,
         )
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.admission.measured(Load(block_s=info.block_s, encode_s=encode_s, period_s=geometry.block_s, cores=cores))
+        block_s = info.interval_s or info.block_s
+        self.admission.measured(
+            Load(
+                block_s=block_s,
+                encode_s=encode_s,
+                period_s=geometry.block_s,
+                cores=cores,
+                overlap=max(1.0, info.block_s / block_s) if block_s else 1.0,
+            )
+        )
 
     def _engine_changed(self, state: EngineState) -> None:
         new = self.engine.restarts - self._seen_restarts
@@ -313,11 +322,12 @@ class Hub:
             session.refresh_metrics()
 
     def memory_bytes(self) -> dict[str, int]:
-        """Resident memory by process: this one, and the model's."""
+        """Resident memory: of this process, and of all the model's."""
         found = {"server": psutil.Process().memory_info().rss}
         with contextlib.suppress(psutil.Error):
-            if self.engine.pid is not None:
-                found["model"] = psutil.Process(self.engine.pid).memory_info().rss
+            ranks = [psutil.Process(pid).memory_info().rss for pid in self.engine.pids]
+            if ranks:
+                found["model"] = sum(ranks)
         return found
 
     def demand_any(self, connection: HTTPConnection) -> None:
