@@ -296,6 +296,8 @@ def _serve(rank: int, world: int, kind: str, port: int, jobs: Connection, pipes:
     """A process: joins the group once, then runs plan after plan."""
     if kind == "cpu":
         torch.set_num_threads(1)
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
+    torch._dynamo.config.recompile_limit = 64  # plans differ in shapes, and share this process
     device = torch.device("cpu") if kind == "cpu" else torch.device("cuda", rank)
     try:
         store = links.open_store(world, START_S, port) if rank == 0 else links.find_store(port, world, START_S)

@@ -76,12 +76,20 @@ class Mesh:
         plan: the layout.
         num_layers, num_steps: of the model; a clean history's remembering pass counts as a step.
         layer_costs: what each layer weighs, in any unit; None: all the same.
+        decoding: what a decoder that shares the last stage's device adds to it, in the same unit.
 
     Raises:
         ValueError: the model cannot be laid out so; one sentence naming the key.
     """
 
-    def __init__(self, plan: Plan, num_layers: int, num_steps: int, layer_costs: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        num_layers: int,
+        num_steps: int,
+        layer_costs: Sequence[float] | None = None,
+        decoding: float = 0.0,
+    ) -> None:
         count = plan.pipeline
         if plan.kind == "layers" and count > num_layers:
             raise ValueError(f"pipeline is {count} but the model has {num_layers} layers; use at most {num_layers}")
@@ -90,7 +98,9 @@ class Mesh:
         by_layers, by_steps = plan.kind == "layers", plan.kind == "timestep"
         everything = range(num_layers), range(num_steps)
         self.plan = plan
-        self.layers = split(layer_costs or [1.0] * num_layers, count) if by_layers else [everything[0]] * count
+        tail = decoding if plan.vae != "own" else 0.0
+        costs = layer_costs or [1.0] * num_layers
+        self.layers = split(costs, count, tail) if by_layers else [everything[0]] * count
         self.steps = split([1.0] * num_steps, count) if by_steps else [everything[1]] * count
         self.world = plan.num_devices
         self.decoder = self.world - 1 if plan.vae == "own" else (count - 1) * plan.sequence
@@ -157,8 +167,14 @@ class Mesh:
         return [peers for peers in found if len(peers) > 1]
 
 
-def split(costs: Sequence[float], count: int) -> list[range]:
-    """Cut a row of things into `count` runs, none empty, so that the dearest run is as cheap as can be."""
+def split(costs: Sequence[float], count: int, tail: float = 0.0) -> list[range]:
+    """Cut a row of things into `count` runs, none empty, so that the dearest run is as cheap as can be.
+
+    Args:
+        costs: of the things.
+        count: of runs.
+        tail: what the last run costs beside its things.
+    """
     total = len(costs)
     sums = [0.0]
     for cost in costs:
@@ -169,7 +185,7 @@ def split(costs: Sequence[float], count: int) -> list[range]:
     for n in range(1, count + 1):
         for end in range(n, total + 1):
             for start in range(n - 1, end):
-                worst = max(best[n - 1][start], sums[end] - sums[start])
+                worst = max(best[n - 1][start], sums[end] - sums[start] + (tail if n == count else 0.0))
                 if worst < best[n][end] - 1e-12:
                     best[n][end], cut[n][end] = worst, start
     runs: list[range] = []

@@ -7,7 +7,6 @@ and a thread reports what is finished.
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
@@ -295,9 +294,10 @@ class Stage:
             )
 
     def _look_at(self, order: LookAt) -> None:
-        context = torch.cuda.stream(self._decoding) if self._decoding is not None else contextlib.nullcontext()
+        if self._decoding is not None:
+            self._decoding.wait_stream(torch.cuda.current_stream())
         try:
-            with context:
+            with torch.cuda.stream(self._decoding):
                 still, psnr_db = self._screen.look_at(order.picture, self.device)
                 arrays = [x.float().cpu().numpy() for x in (still.reference, still.past)]
         except ModelError as error:
