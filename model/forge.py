@@ -28,7 +28,7 @@ from model.lora import target_modules
 from model.published import published
 from model.published_keys import umt5_key, wan_vae_key, xlsr_key
 from model.released import CONFIG, INDEX, SPEECH, TEXT, TOKENIZER, VAE, assemble
-from model.share import WHOLE_SHARE, Share
+from model.share import PARTS, WHOLE_SHARE, Share
 from model.tensor_files import write_safetensors
 from model.weights import build_modules
 
@@ -104,12 +104,12 @@ def _distribution(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
     return 0.0, 1 / math.sqrt(fan_in)
 
 
-def shapes_of(config: ModelConfig) -> dict[str, Shapes]:
-    """Every parameter of a configuration by part, in the modules' names."""
+def shapes_of(config: ModelConfig, parts: Collection[str] = PARTS) -> dict[str, Shapes]:
+    """Every parameter of a configuration's parts, in the modules' names."""
     with torch.device("meta"):
-        modules = build_modules(config)
+        modules = build_modules(config, parts)
     shapes = {part: {k: tuple(v.shape) for k, v in module.state_dict().items()} for part, module in modules.items()}
-    shapes["text"].pop("encoder.embed_tokens.weight")  # a second name of the shared embedding
+    shapes.get("text", {}).pop("encoder.embed_tokens.weight", None)  # a second name of the shared embedding
     return shapes
 
 
@@ -132,7 +132,7 @@ def random_modules(
         CheckpointError: the size is unknown.
     """
     config = forged_config(size)
-    shapes = shapes_of(config)
+    shapes = shapes_of(config, share.parts)
 
     def tensors(part: str, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         for name, shape in shapes[part].items():

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 import os
 import traceback
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from model.parallel import Plan
 
-RUN = {"checkpoint": "random:mini", "size": "64x64", "device": "cpu", "dtype": "float32", "threads": 1}
-BLOCKS = 7
-"""Two more than the ring holds and one more than replaces the sink."""
+RUN = {"device": "cpu", "dtype": "float32", "threads": 1, "steps": "full"}
+BLOCKS = 6
+"""More than the ring holds, and than replaces the sink."""
 
 
 @dataclass(frozen=True)
@@ -24,45 +24,36 @@ class Case:
     """One thing to run."""
 
     plan: Plan
+    checkpoint: str
+    """File."""
     run: dict[str, Any] = field(default_factory=dict)
-    stream: dict[str, Any] = field(default_factory=dict)
-    """Changes of the checkpoint's `StreamConfig`."""
+    """Changes of `RunConfig`."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**RUN, "checkpoint": self.checkpoint, **self.run}
 
 
-def _patched(case: Case) -> dict[str, Any]:
-    """The case's run; the forged checkpoint of this process has the case's policies."""
-    from model import forge
-    from model.wan_vae import WanVAE
+def write_checkpoint(path: Path, **stream: Any) -> str:
+    """A small checkpoint with everything that plans have to carry, and changes of its `StreamConfig`."""
+    from model.weights import save_checkpoint
+    from tests.unit.model.small_model import config, modules
 
-    original = getattr(forge, "_original_config", forge.forged_config)
-    forge._original_config = original
-
-    def forged(size: str):
-        config = original(size)
-        return dataclasses.replace(config, stream=dataclasses.replace(config.stream, **case.stream))
-
-    forge.forged_config = forged
-    WanVAE.still = _quick_still
-    return RUN | case.run
-
-
-def _quick_still(self: Any, image: Any) -> Any:
-    """As `WanVAE.still`, from two latents instead of nineteen: encoding a still portrait is not what is tested here."""
-    import torch
-
-    from model.vae import Still
-
-    two, _ = self.encode(image[:, :, None].expand(-1, -1, 5, -1, -1))
-    past = torch.cat([two[:, :, :1], two[:, :, 1:].expand(-1, -1, 18, -1, -1)], 2)
-    shown, state = self.decode(two)
-    return Still(reference=past[:, :, 1:2], past=past, state=state, shown=shown[:, :, -1])
+    cfg = config(
+        dit={"num_layers": 5, "num_heads": 2, "audio_inject_layers": (0, 2, 4), "enable_framepack": True},
+        stream={"ring_blocks": 2, "replace_sink": True, "evict": "slot", "seam_frames": 4, **stream},
+        sampler={"sigmas": (1.0, 0.8, 0.5, 0.2), "light_sigmas": ()},
+        vae={"stride": (4, 8, 8)},
+    )
+    save_checkpoint(path, modules(cfg), cfg, {})
+    return str(path)
 
 
 def _spec(session: str, face: int):
     from model.interface import SessionSpec
     from tests.unit.model.small_model import portrait
 
-    return SessionSpec(session=session, image=portrait(face), prompt="woman speaks", seed=7 + face)
+    return SessionSpec(session=session, image=portrait(face), prompt="calm", seed=7 + face)
 
 
 def _record(model: Any) -> list[np.ndarray]:
@@ -79,14 +70,14 @@ def _record(model: Any) -> list[np.ndarray]:
 
 
 def play(model: Any, depth: int) -> list[tuple[str, int, np.ndarray]]:
-    """Pictures by block of two sessions in turns; one changes its prompt at block 3, one its portrait at block 5."""
+    """Pictures by block of two sessions in turns; one changes its prompt at block 3, one its portrait at block 4."""
     from model.interface import BlockRequest, SessionUpdate
     from tests.unit.model.small_model import portrait
 
     for face, session in enumerate("ab"):
         model.open(_spec(session, face))
-    model.update(SessionUpdate(session="a", block=3, prompt="man smiling"))
-    model.update(SessionUpdate(session="b", block=5, image=portrait(5)))
+    model.update(SessionUpdate(session="a", block=3, prompt="happy"))
+    model.update(SessionUpdate(session="b", block=4, image=portrait(5)))
     samples = model.info.window.samples
     requests = []
     for block in range(BLOCKS):
@@ -115,8 +106,7 @@ def single(case: Case) -> tuple[list[np.ndarray], list[tuple[str, int, np.ndarra
     """The same in one process: latents and pictures."""
     from model.generator import load_model
 
-    run = _patched(case)
-    model = load_model({**run, "steps": "full"})
+    model = load_model(case.settings)
     latents = _record(model)
     return latents, play(model, 1)
 
@@ -145,14 +135,13 @@ def _rank(rank: int, jobs: Connection, pipes: dict[tuple[int, int], Connection])
         latents.clear()
         answer: Any = None
         try:
-            run = _patched(case)
             others = [pipes[rank, other] for other in range(1, case.plan.num_devices)] if rank == 0 else []
             if rank == 0:
-                model = load_leader(run, case.plan, others)
+                model = load_leader(case.settings, case.plan, others)
                 answer = play(model, model.depth)
                 model.halt()
             else:
-                ranks.run_follower(RunConfig(**run), case.plan, rank, pipes[rank, 0])
+                ranks.run_follower(RunConfig(**case.settings), case.plan, rank, pipes[rank, 0])
             leave()
         except Exception:
             answer = traceback.format_exc()
@@ -176,18 +165,20 @@ class Ranks:
             self._processes.append(context.Process(target=_rank, args=(rank, far, ends[rank]), daemon=True))
 
     def __enter__(self) -> Ranks:
-        for process in self._processes:
-            process.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes:
-            process.kill()
-            process.join()
+            if process.pid is not None:
+                process.kill()
+                process.join()
 
     def run(self, case: Case, limit_s: float = 60.0) -> tuple[list[np.ndarray], list[tuple[str, int, np.ndarray]]]:
         """Latents in the order of decoding, and pictures."""
         count = case.plan.num_devices
+        for process in self._processes[:count]:
+            if process.pid is None:
+                process.start()
         for jobs in self._jobs[:count]:
             jobs.send(case)
         answers = []

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from model.parallel import Plan
-from tests.unit.model.plan_ranks import BLOCKS, Case, Ranks, single
+from tests.unit.model.plan_ranks import BLOCKS, Case, Ranks, single, write_checkpoint
 
-PLANS = {
-    "layers 2": Case(Plan(kind="layers", pipeline=2)),
-    "layers 3 and a decoder": Case(Plan(kind="layers", pipeline=3, vae="own")),
-    "timestep 4 and a decoder": Case(Plan(kind="timestep", pipeline=4, vae="own")),
-    "sequence 2": Case(Plan(kind="sequence", sequence=2)),
-    "layers 2 x sequence 2": Case(Plan(kind="layers", pipeline=2, sequence=2)),
-    "timestep 2 x sequence 2": Case(Plan(kind="timestep", pipeline=2, sequence=2)),
-}
+PLANS = [
+    Plan(kind="layers", pipeline=2),
+    Plan(kind="timestep", pipeline=2),
+    Plan(kind="sequence", sequence=2),
+]
+LARGER_PLANS = [
+    Plan(kind="layers", pipeline=4, vae="own"),
+    Plan(kind="timestep", pipeline=4, vae="own"),
+    Plan(kind="layers", pipeline=2, sequence=2),
+    Plan(kind="timestep", pipeline=2, sequence=2),
+]
+ALL_PLANS = [*PLANS, *(pytest.param(plan, marks=pytest.mark.soak) for plan in LARGER_PLANS)]
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +32,18 @@ def ranks() -> Iterator[Ranks]:
 
 
 @pytest.fixture(scope="module")
-def alone() -> tuple[list[np.ndarray], list[tuple[str, int, np.ndarray]]]:
-    return single(Case(Plan()))
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_checkpoint(tmp_path_factory.mktemp("plans") / "small.safetensors")
 
 
-@pytest.mark.parametrize("name", PLANS)
-def test_a_plan_gives_the_numbers_of_one_process(name: str, ranks: Ranks, alone) -> None:
-    latents, pictures = ranks.run(PLANS[name])
+@pytest.fixture(scope="module")
+def alone(checkpoint: str) -> tuple[list[np.ndarray], list[tuple[str, int, np.ndarray]]]:
+    return single(Case(Plan(), checkpoint))
+
+
+@pytest.mark.parametrize("plan", ALL_PLANS, ids=lambda plan: plan.name)
+def test_a_plan_gives_the_numbers_of_one_process(plan: Plan, checkpoint: str, ranks: Ranks, alone) -> None:
+    latents, pictures = ranks.run(Case(plan, checkpoint))
     assert len(latents) == len(pictures) == 2 * BLOCKS
     for got, wanted in zip(latents, alone[0], strict=True):
         assert np.linalg.norm(got - wanted) <= 1e-5 * np.linalg.norm(wanted)
@@ -42,16 +52,18 @@ def test_a_plan_gives_the_numbers_of_one_process(name: str, ranks: Ranks, alone)
         assert np.abs(got.astype(int) - wanted).max() <= 1
 
 
-VARIANTS = {
-    "guidance": Case(Plan(kind="layers", pipeline=2), run={"guidance": 3.0}),
-    "a solver with memory": Case(Plan(kind="layers", pipeline=2), run={"solver": "unipc"}),
-    "a clean history": Case(Plan(kind="layers", pipeline=2), stream={"history": "clean", "replace_sink": False}),
-}
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_what_a_step_carries_crosses_the_stages(name: str, ranks: Ranks) -> None:
-    case = VARIANTS[name]
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("run", "stream"),
+    [
+        ({"guidance": 3.0}, {}),
+        ({"solver": "unipc"}, {}),
+        ({}, {"history": "clean", "replace_sink": False}),
+    ],
+    ids=["guidance", "a solver with memory", "a clean history"],
+)
+def test_what_steps_carry_crosses_the_stages(run: dict, stream: dict, ranks: Ranks, tmp_path: Path) -> None:
+    case = Case(Plan(kind="layers", pipeline=2), write_checkpoint(tmp_path / "small.safetensors", **stream), run)
     latents, _ = ranks.run(case)
     wanted, _ = single(case)
     assert np.linalg.norm(np.stack(latents) - np.stack(wanted)) <= 1e-5 * np.linalg.norm(np.stack(wanted))

@@ -16,7 +16,7 @@ from tests.unit.streaming.test_engine import Client, states, until
 
 SPEC = {
     "kind": "checkpoint",
-    "checkpoint": "random:mini",
+    "checkpoint": "tiny",
     "size": "64x64",
     "device": "cpu",
     "threads": 1,
