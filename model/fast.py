@@ -46,7 +46,11 @@ def kv_dtype_of(run: RunConfig) -> torch.dtype | None:
 
 
 def make_fast(
-    modules: dict[str, nn.Module], run: RunConfig, reasons: dict[str, str], backend: str | None = "inductor"
+    modules: dict[str, nn.Module],
+    run: RunConfig,
+    reasons: dict[str, str],
+    backend: str | None = "inductor",
+    is_final: bool = False,
 ) -> tuple[torch.dtype, torch.dtype]:
     """Change the transformer and the decoder in place for fast inference.
 
@@ -55,11 +59,13 @@ def make_fast(
         run: what the operator asked for; float32 leaves both modules plain.
         reasons: gets one sentence for each of the two.
         backend: of `torch.compile`; None leaves out the compiler.
+        is_final: whether the transformer is in its fast form already.
 
     Returns:
         Precision of the transformer and of the decoder.
     """
     dit, vae = modules.get("dit"), modules.get("vae")
+    dit = None if is_final else dit
     if run.dtype == "float32":
         if dit is not None:
             dit.float()

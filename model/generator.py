@@ -24,6 +24,8 @@ from model.dit import TextKV
 from model.errors import CheckpointError, ModelError, UnknownSessionError, UnsupportedError
 from model.interface import POSTURES, BlockRequest, BlockResult, ModelInfo, SessionInfo, SessionSpec, SessionUpdate
 from model.motion import PARAMETERS, MotionController, MotionSizes
+from model.offload import load_offloaded
+from model.parallel import Plan
 from model.portrait import fit_portrait, fit_short_side
 from model.profile import Profile, choose_profile
 from model.sampler import NoiseSource
@@ -314,11 +316,12 @@ class Generator:
         return self.denoiser.start(text, portrait.still.reference, past, self._negative)
 
 
-def load_model(run: RunConfig | Mapping[str, Any] | None = None) -> Generator:
-    """Read a checkpoint and choose how to run it on this machine.
+def load_model(run: RunConfig | Mapping[str, Any] | None = None, plan: Plan | None = None) -> Generator:
+    """Read a checkpoint and choose how to run it on this machine, in this process.
 
     Args:
         run: which checkpoint and how; plain values are taken as the fields of `RunConfig`.
+        plan: of one device; with `offload` the transformer's layers stay in host memory.
 
     Raises:
         CheckpointError: the file is missing, broken or does not fit.
@@ -327,7 +330,7 @@ def load_model(run: RunConfig | Mapping[str, Any] | None = None) -> Generator:
     try:
         if not isinstance(run, RunConfig):
             run = RunConfig.from_dict(dict(run or {}))
-        config, modules = load_weights(run)
+        config, modules = load_offloaded(run) if plan is not None and plan.kind == "offload" else load_weights(run)
         config = with_choices(config, modules, run)
         profile = choose_profile(config, modules, run)
     except ValueError as error:

@@ -11,12 +11,21 @@ gets each block with its weights in place. On a processor the copies are plain o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from model.compile import speed_up
+from model.config import ModelConfig, RunConfig
 from model.dit import DiT
+from model.fast import device_of
+from model.share import Share
+from model.weights import load_weights
+
+log = logging.getLogger(__name__)
 
 _ALIGNMENT = 256
 """Bytes: every tensor starts where any kernel may read it."""
@@ -117,3 +126,25 @@ def stream_weights(dit: DiT, device: torch.device) -> StreamedBlocks:
     dit.to(device)
     dit.blocks = StreamedBlocks(blocks, device)
     return dit.blocks
+
+
+def is_streamed(dit: DiT) -> bool:
+    """Whether a transformer's layers stay on the host."""
+    return isinstance(dit.blocks, StreamedBlocks)
+
+
+def load_offloaded(run: RunConfig) -> tuple[ModelConfig, dict[str, nn.Module]]:
+    """As `weights.load_weights`, the transformer in its final form with its layers left on the host.
+
+    Raises:
+        CheckpointError, ValueError: as `load_weights`.
+    """
+    device = device_of(run)
+    narrow = device.type == "cuda" and run.dtype == "auto"
+    host = replace(run, device="cpu", weights_dtype="auto", kv_dtype="auto", dtype="bfloat16" if narrow else run.dtype)
+    config, modules = load_weights(run, Share(parts=("vae", "audio", "text")))
+    dit = load_weights(host, Share(parts=("dit",)))[1]["dit"]
+    speed_up(dit, fp8=run.weights_dtype == "fp8", backend="inductor" if device.type == "cuda" else None)
+    streamed = stream_weights(dit, device)
+    log.info("%.1f GB of layers stay in host memory", streamed.host_bytes / 1e9)
+    return config, {**modules, "dit": dit}

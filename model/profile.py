@@ -21,6 +21,7 @@ from torch import nn
 from model.config import ModelConfig, RunConfig
 from model.denoiser import Denoiser
 from model.fast import kv_dtype_of, make_fast
+from model.offload import is_streamed
 
 MAX_AUTO_THREADS = 4
 """More threads than this do not speed up pictures and layers of these sizes."""
@@ -149,13 +150,17 @@ def choose_profile(config: ModelConfig, modules: dict[str, nn.Module], run: RunC
 
     kv_dtype = kv_dtype_of(run)
     if device.type == "cuda":
-        dit_dtype, vae_dtype = make_fast(modules, run, reasons)
+        dit_dtype, vae_dtype = make_fast(modules, run, reasons, is_final=is_streamed(modules["dit"]))
         pass_s = time_of(_time_pass(config, modules["dit"], kv_dtype)).typical
         latent_s = time_of(time_decoder(vae.decoder)).typical
     else:
-        modules["dit"], dit_dtype, pass_s, reasons["dit_dtype"] = _faster(
-            modules["dit"], run.dtype, lambda module: _time_pass(config, module), "a pass"
-        )
+        if is_streamed(modules["dit"]):
+            dit_dtype, pass_s = modules["dit"].dtype, time_of(_time_pass(config, modules["dit"])).typical
+            reasons["dit_dtype"] = "as loaded: layers that stream from the host are not converted"
+        else:
+            modules["dit"], dit_dtype, pass_s, reasons["dit_dtype"] = _faster(
+                modules["dit"], run.dtype, lambda module: _time_pass(config, module), "a pass"
+            )
         vae.decoder, vae_dtype, latent_s, reasons["vae_dtype"] = _faster(
             vae.decoder, run.dtype, time_decoder, "a latent"
         )

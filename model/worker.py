@@ -43,7 +43,7 @@ from model.control import (
     Stop,
     Update,
 )
-from model.errors import CheckpointError, LinkError, ModelError
+from model.errors import CheckpointError, LinkError, ModelError, UnsupportedError
 from model.frame_ring import RingWriter
 from model.interface import AvatarModel, BlockRequest, BlockResult
 from model.parallel import Plan
@@ -332,10 +332,15 @@ def load(spec: Mapping[str, Any], peers: list[Connection] | None = None) -> Avat
         return FakeModel(FakeConfig(**{name: value for name, value in spec.items() if name in known}))
     if spec["kind"] == "checkpoint":
         plan = plan_of(spec)
+        if plan.vae == "tiled" or plan.offload == "weights+kv":
+            key, value = ("vae", plan.vae) if plan.vae == "tiled" else ("offload", plan.offload)
+            raise UnsupportedError(
+                f"parallel.{key} is {value}, which is planned for but cannot be run yet; use auto, or a smaller size"
+            )
         if plan.num_devices == 1:
             from model.generator import load_model
 
-            return load_model(_run_of(spec))
+            return load_model(_run_of(spec), plan)
         if peers is None:
             from model.remote import RemoteModel
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
 from model.config import RunConfig
 from model.fake import FakeConfig
+from model.parallel import ParallelConfig, Plan
 from server.agent import AgentConfig
 from server.errors import ConfigError
 from server.loader import build, parse_yaml
@@ -212,10 +213,35 @@ class Config:
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
     model: ModelSection = field(default_factory=ModelSection)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     speech: SpeechConfig = field(default_factory=SpeechConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     outputs: OutputsConfig = field(default_factory=OutputsConfig)
+
+    def __post_init__(self) -> None:
+        self.plan()
+
+    def plan(self, model: ModelSection | None = None) -> Plan:
+        """How the model is laid over devices.
+
+        Args:
+            model: in place of the configuration's own.
+
+        Raises:
+            ConfigError: the section leaves it open.
+        """
+        model = model or self.model
+        try:
+            return self.parallel.named_plan(model.weights_dtype, model.kv_dtype)
+        except ValueError as error:
+            raise ConfigError(f"parallel: {error}") from error
+
+    def launch_spec(self, model: ModelSection | None = None) -> dict[str, object]:
+        """The plain values that the model's processes are started with; `model` replaces the configuration's own."""
+        model = model or self.model
+        spec = model.launch_spec(self.server.log_level)
+        return spec if model.kind == "fake" else {**spec, "plan": asdict(self.plan(model))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -115,7 +115,7 @@ def run_generate(config: Config, wish: FilmWish, *, as_json: bool) -> int:
     print(f"loading {section.kind if section.kind == 'fake' else section.checkpoint} …", file=sys.stderr)
     from model.worker import load  # loads torch, in this process and only here
 
-    model = load(section.launch_spec(config.server.log_level))
+    model = load(config.launch_spec(section))
     block = model.info.geometry.frames_per_block
     clip_frames = wish.infer_frames // block * block
     if clip_frames == 0:

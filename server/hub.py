@@ -63,7 +63,7 @@ class Hub:
         self.authority = Authority(config.server, config.auth, known)
         self.admission = Admission(config.limits)
         self.gallery = Gallery()
-        self.engine = Engine(config.model.launch_spec(config.server.log_level), config.streaming.engine)
+        self.engine = Engine(config.launch_spec(), config.streaming.engine)
         self.lag = LoopLag(self.metrics)
         self.preview = preview_stream(config.model)
         self.start_error: str | None = None

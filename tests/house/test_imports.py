@@ -16,6 +16,7 @@ NETWORK = ("fastapi", "starlette", "uvicorn", "aiortc", "aioice", "websockets", 
 MODEL_DOORS = {"model.interface", "model.geometry", "model.errors", "model.launch"}
 WITHOUT_TORCH = {"interface", "geometry", "config", "errors", "fake", "launch", "portrait", "__init__"} | {
     "component_config",
+    "parallel",
     "picture_size",
     "sampling",
     "published",
