@@ -2,6 +2,7 @@
 
 A session's portrait is shown within a second of the first offer, while torch may still be importing. So the server
 reads the sizes from the checkpoint's header (no weights, no torch). A missing or foreign file is found here, at once.
+Released folders and random weights have the published picture size and window; their loader checks the rest.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.geometry import Geometry
 from model.interface import ModelInfo, WindowSpec
+from model.published import published
 from model.sampling import chosen_size
 from server.config import ModelSection
 from streaming.config import StreamingConfig
@@ -56,7 +58,8 @@ def preview_stream(model: ModelSection) -> Preview:
     if model.kind == "fake":
         return Preview(geometry=model.fake.geometry, window=model.fake.window)
     path = _path(model.checkpoint)
-    config = _read_config(path)
+    is_released = model.checkpoint.startswith("random:") or Path(model.checkpoint).expanduser().is_dir()
+    config = published() if is_released else _read_config(path)
     try:
         if (size := chosen_size(model.size, model.size_rule)) is not None:
             width, height = size
