@@ -316,6 +316,8 @@ def _serve(rank: int, world: int, kind: str, port: int, jobs: Connection, pipes:
                 torch.cuda.empty_cache()
     except EOFError:
         return
+    except Exception:
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(0)  # communicators that wait for somebody would hold up an orderly end
