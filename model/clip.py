@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from model.errors import ModelError, PortraitError, UnsupportedError
+from model.errors import PortraitError, UnsupportedError, exit_code_of
 from model.geometry import SAMPLE_RATE_HZ
 from model.interface import BlockRequest, SessionSpec
 from model.portrait import decode_image
@@ -189,7 +189,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parity", action="store_true", help="hear the whole file at once, as published")
     parser.add_argument("--set", action="append", default=[], help="any other key of the model's configuration")
     given = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         try:
             image = decode_image(given.portrait.read_bytes())
         except (OSError, PortraitError) as error:
@@ -207,11 +208,9 @@ def main(arguments: list[str] | None = None) -> int:
             seed=given.seed,
             parity=given.parity,
         )
-    except ModelError as error:
-        print(f"model.clip: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(figures))
-    return 0
+        print(json.dumps(figures))
+
+    return exit_code_of("model.clip", work)
 
 
 if __name__ == "__main__":

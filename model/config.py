@@ -434,7 +434,7 @@ class RunConfig(SamplingChoice):
     checkpoint: str = "tiny"
     """`tiny` ships with the project; otherwise a .safetensors file, a released folder, or random:mini, random:14b."""
     lora: str = ""
-    """Adapter merged into a released folder: its file, or the folder that holds it; empty for none."""
+    """Adapter merged into a released folder: its file, its folder, or its `owner/name` on the hub; empty for none."""
     lora_alpha: float = 64.0
     """Scale of the adapter times its rank, which its file does not tell; 64 for the published one."""
     size: str = "auto"

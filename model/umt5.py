@@ -21,16 +21,22 @@ os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 from transformers import UMT5Config, UMT5EncoderModel  # noqa: E402  (the switch above must come first)
 
 from model.component_config import UMT5TextConfig  # noqa: E402
-from model.errors import CheckpointError  # noqa: E402
+from model.errors import CheckpointError, UnsupportedError  # noqa: E402
 
 log = logging.getLogger(__name__)
 
 
 def clean(prompt: str) -> str:
-    """Repair wrongly decoded letters, undo HTML escapes (twice: feeds often escape twice), collapse white space."""
-    if not prompt.isascii() or "&" in prompt or not prompt.isprintable():  # the rest has nothing to repair
-        import ftfy
+    """Repair wrongly decoded letters, undo HTML escapes (twice: feeds often escape twice), collapse white space.
 
+    Raises:
+        UnsupportedError: there is something to repair, and the library for it is not installed.
+    """
+    if not prompt.isascii() or "&" in prompt or not prompt.isprintable():  # the rest has nothing to repair
+        try:
+            import ftfy
+        except ImportError:
+            raise UnsupportedError(f"the prompt {prompt!r} needs the package ftfy; install it, or use ASCII") from None
         prompt = ftfy.fix_text(prompt)
     return " ".join(html.unescape(html.unescape(prompt)).split())
 

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from model.component_config import UMT5TextConfig, WanVAEConfig, XLSRAudioConfig
 from model.config import ModelConfig, RunConfig
 from model.errors import CheckpointError
-from model.fast import device_of
+from model.fast import can_fp8, device_of
+from model.published import RANDOM, early_config
 from model.share import PARTS, WHOLE_SHARE, Share
 
 FORMAT = "avatarcast-1"
-RANDOM = "random:"
 _SCALE = ".scale"
 
 
@@ -160,6 +160,9 @@ def load_weights(run: RunConfig, share: Share = WHOLE_SHARE) -> tuple[ModelConfi
     device = device_of(run)
     is_narrow = run.dtype == "bfloat16" or (device.type == "cuda" and run.dtype == "auto")
     dtype = torch.bfloat16 if is_narrow else torch.float32
+    from model.adapter_files import adapter_file
+
+    adapter = adapter_file(run.lora) if run.lora else None  # asks the hub, so before the libraries that must not
     if run.checkpoint.startswith(RANDOM):
         from model.forge import random_modules
 
@@ -168,8 +171,15 @@ def load_weights(run: RunConfig, share: Share = WHOLE_SHARE) -> tuple[ModelConfi
     if path.is_dir():
         from model.released import load_released
 
+        keep = can_fp8(device) and run.weights_dtype != "bf16" and dtype == torch.bfloat16
         return load_released(
-            path, adapter=run.lora or None, alpha=run.lora_alpha, device=device, dtype=dtype, share=share
+            path,
+            adapter=adapter,
+            alpha=run.lora_alpha,
+            device=device,
+            dtype=dtype,
+            share=share,
+            keep_fp8=keep,
         )
     config, modules = load_checkpoint(path, share)
     return config, {name: module.to(device) for name, module in modules.items()}
@@ -181,15 +191,9 @@ def read_config(run: RunConfig) -> ModelConfig:
     Raises:
         CheckpointError: as `load_weights`.
     """
-    if run.checkpoint.startswith(RANDOM):
-        from model.forge import forged_config
-
-        return forged_config(run.checkpoint.removeprefix(RANDOM))
     path = checkpoint_path(run.checkpoint)
-    if path.is_dir():
-        from model.released import plan_released
-
-        return plan_released(path, adapter=run.lora or None).config
+    if run.checkpoint.startswith(RANDOM) or path.is_dir():
+        return early_config(run.checkpoint)
     return read_metadata(path)[0]
 
 

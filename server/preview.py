@@ -1,8 +1,8 @@
 """What the stream will be like, known before the model's process has loaded: sizes, pace, and an expected latency.
 
 A session's portrait is shown within a second of the first offer, while torch may still be importing. So the server
-reads the sizes from the checkpoint's header (no weights, no torch). A missing or foreign file is found here, at once.
-Released folders and random weights have the published picture size and window; their loader checks the rest.
+reads the sizes from the checkpoint's header, or a released folder's configurations (no weights, no torch). A missing or
+foreign file is found here, at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.geometry import Geometry
 from model.interface import ModelInfo, WindowSpec
-from model.published import published
+from model.published import RANDOM, early_config
 from model.sampling import chosen_size
 from server.config import ModelSection
 from streaming.config import StreamingConfig
@@ -58,8 +58,8 @@ def preview_stream(model: ModelSection) -> Preview:
     if model.kind == "fake":
         return Preview(geometry=model.fake.geometry, window=model.fake.window)
     path = _path(model.checkpoint)
-    is_released = model.checkpoint.startswith("random:") or Path(model.checkpoint).expanduser().is_dir()
-    config = published() if is_released else _read_config(path)
+    is_ours = not (model.checkpoint.startswith(RANDOM) or path.is_dir())
+    config = _read_config(path) if is_ours else early_config(model.checkpoint)
     try:
         if (size := chosen_size(model.size, model.size_rule)) is not None:
             width, height = size

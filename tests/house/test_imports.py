@@ -66,6 +66,12 @@ def test_the_model_knows_no_time_and_nobody_above(path: Path) -> None:
     assert not wrong, f"{name_of(path)} imports {wrong}"
 
 
+def test_only_the_solvers_use_diffusers() -> None:
+    """Everything else of the model runs on machines that have torch and transformers alone."""
+    users = {name_of(path) for path in modules("model") if any(within(n, ("diffusers",)) for n in imports(path))}
+    assert users == {"model.solvers"}
+
+
 @pytest.mark.parametrize("path", modules("streaming"), ids=name_of)
 def test_streaming_knows_no_network_and_only_the_models_doors(path: Path) -> None:
     found = list(imports(path))
