@@ -123,10 +123,10 @@ def make_clip(
         open_s = time.perf_counter() - start - load_s
         geometry, spec = model.info.geometry, model.info.window
         count = min(num_blocks, -(-len(sound) // geometry.samples_per_block))
-        padded = np.pad(sound, (spec.left_samples, spec.samples))
+        padded = np.pad(sound, (spec.left_samples, spec.most_samples))
         block_s, frame = [], 0
         for block in range(count):
-            window = padded[geometry.block_start_sample(block) :][: spec.samples]
+            window = padded[geometry.block_start_sample(block) :][: spec.most_samples]
             begun = time.perf_counter()
             request = BlockRequest(session=_SESSION, block=block, epoch=0, window=window, posture="speaking")
             frames = model.step(request).frames

@@ -386,6 +386,7 @@ class ModelConfig:
             left_samples=self.audio.left_samples,
             lookahead_samples=self.audio.lookahead_samples,
             block_samples=self.geometry.samples_per_block,
+            queued_samples=self.audio.queued_samples if isinstance(self.audio, XLSRAudioConfig) else 0,
         )
 
     def to_dict(self) -> dict[str, Any]:

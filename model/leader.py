@@ -25,6 +25,7 @@ from model.generator import Generator, Portrait, Session
 from model.interface import BlockRequest, BlockResult, SessionInfo, SessionSpec
 from model.orders import Begin, Hurry, Prompt, Seen, Shown
 from model.parallel import Plan
+from model.pose_video import PoseVideo
 from model.profile import Profile
 from model.rank import HURRY_S, Loaded, leader_of
 from model.vae import Still
@@ -195,7 +196,7 @@ class LeadingGenerator(Generator):
         still = Still(reference=seen.reference, past=seen.past, state=seen.portrait, shown=None)
         return still, seen.psnr_db
 
-    def _start(self, text: np.ndarray, portrait: Portrait) -> LedStream:
+    def _start(self, text: np.ndarray, portrait: Portrait, weights: Tensor | None) -> LedStream:
         still = portrait.still
         number = self._crew.start(
             context=text,
@@ -203,8 +204,17 @@ class LeadingGenerator(Generator):
             reference=still.reference,
             past=still.past if self.config.dit.enable_framepack else None,
             portrait=still.state,
+            weights=None if weights is None else _array(weights),
         )
         return LedStream(number, text)
+
+    def _pose_video(self) -> PoseVideo:
+        if self.vae is None:
+            raise UnsupportedError(
+                "a pose video is encoded in the leading process, which has no VAE under this plan; use plan single or "
+                "sequence with the VAE on a shared device"
+            )
+        return super()._pose_video()
 
     def _reprompt(self, session: Session, text: np.ndarray) -> None:
         session.stream.text = text

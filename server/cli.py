@@ -105,7 +105,7 @@ def serve(
 def generate(
     context: typer.Context,
     image: Annotated[Path, typer.Option("--image", help="Portrait: PNG, JPEG or WebP.")],
-    audio: Annotated[Path, typer.Option("--audio", help="Any file with sound.")],
+    audio: Annotated[Path, typer.Option("--audio", help="Any file with sound; a.wav+b.wav for two speakers.")],
     prompt: Annotated[str, typer.Option("--prompt", help="Expression and manner.")] = "",
     out: Annotated[Path | None, typer.Option("--out", "--save_file", help="The MP4; output.mp4 without.")] = None,
     save_dir: Annotated[Path | None, typer.Option("--save_dir", help="Folder for --output_name; made.")] = None,
@@ -129,6 +129,7 @@ def generate(
         print(notice, file=sys.stderr)
     where = {"ckpt_dir": ckpt_dir, "lora": lora, "load_lora": flags.load_lora}
     where |= {"num_clip": num_clip, "infer_frames": infer_frames, "sampling": flags.sampling, "parity": flags.parity}
+    where |= flags.files
     film = film_path(out, save_dir, output_name)
     wish = FilmWish(image=image, audio=audio, out=film, prompt=prompt, base_seed=base_seed, size=size, **where)
     return run_generate(load_config(config), wish, as_json=as_json)

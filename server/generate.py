@@ -17,6 +17,7 @@ from model.portrait import decode_image
 from model.sampling import chosen_size
 from server.config import Config, ModelSection
 from server.errors import ConfigError
+from server.film_inputs import check_pose_video, read_masks, split_masks, split_sounds
 from server.original_flags import flag_of
 from streaming.offline import FilmReport, Progress, generate
 
@@ -32,7 +33,7 @@ class FilmWish:
     image: Path
     """Portrait: PNG, JPEG or WebP."""
     audio: Path
-    """Any file with sound that FFmpeg reads."""
+    """Any file with sound that FFmpeg reads, or one for each of several speakers, joined by `+`."""
     out: Path
     """The MP4."""
     prompt: str = ""
@@ -55,12 +56,17 @@ class FilmWish:
     """Keys of `model.sampling.SamplingChoice` that the command line sets."""
     parity: bool = False
     """The file heard at once and the noise drawn by clip, as published."""
+    mask: Path | None = None
+    """Where each speaker's face is, one picture for each, joined by `+`; None: strips from left to right."""
+    pose_video: Path | None = None
+    """Any video that FFmpeg reads, which steers the bodies."""
 
     def __post_init__(self) -> None:
-        for name in ("image", "audio"):
+        for name in ("image", "pose_video"):
             path = getattr(self, name)
-            if not path.is_file():
+            if path is not None and not path.is_file():
                 raise ConfigError(f"--{name} is {path}, which is not a file; check the path")
+        _ = self.masks  # checks the files
         if self.out.is_dir():
             raise ConfigError(f"--out is {self.out}, which is a folder; name the file, for example {self.out}/film.mp4")
         if not self.out.parent.is_dir():
@@ -73,6 +79,16 @@ class FilmWish:
             raise ConfigError("--load_lora is true, but no adapter is named; give its file to --lora_path_dmd")
         if not 0 <= self.base_seed < 2**31:
             raise ConfigError(f"--base_seed is {self.base_seed}; it must be 0 to {2**31 - 1}")
+
+    @property
+    def sounds(self) -> tuple[Path, ...]:
+        """One file a speaker."""
+        return split_sounds(self.audio)
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """One file a speaker, or none."""
+        return split_masks(self.mask, self.sounds)
 
 
 def film_path(out: Path | None, folder: Path | None, name: str | None) -> Path:
@@ -111,6 +127,8 @@ def run_generate(config: Config, wish: FilmWish, *, as_json: bool) -> int:
         image = decode_image(wish.image.read_bytes())
     except PortraitError as error:
         raise PortraitError(f"--image is {wish.image}: {error}") from error
+    masks = read_masks(wish.masks, image)
+    check_pose_video(wish.pose_video)
     section = _sized(_section(config, wish), image)
     print(f"loading {section.kind if section.kind == 'fake' else section.checkpoint} …", file=sys.stderr)
     from model.worker import load  # loads torch, in this process and only here
@@ -126,13 +144,15 @@ def run_generate(config: Config, wish: FilmWish, *, as_json: bool) -> int:
     report = generate(
         model,
         image=image,
-        audio=wish.audio,
+        audio=wish.sounds,
         out=wish.out,
         prompt=wish.prompt,
         seed=wish.base_seed,
         config=config.streaming,
         max_frames=None if wish.num_clip is None else wish.num_clip * clip_frames,
         parity=wish.parity,
+        masks=masks,
+        pose_video=wish.pose_video,
         on_progress=meter.show,
     )
     meter.end()

@@ -198,7 +198,7 @@ class Session:
         if self.stream is None or self._microphone.is_muted:
             return
         now = self.stream.sample_at(self._clock.now())
-        if self.mode == "push" or self._voice.is_pushed:
+        if self.mode == "push" or self._voice.is_pushed(now):
             edges = self._microphone.overhear(samples)
         else:
             windows = self.stream.windows
@@ -262,10 +262,14 @@ class Session:
         now_s = self._clock.now()
         stream = self.stream
         cut = goes_on_at = None
+        is_open = False
         if stream is not None:
+            now = stream.sample_at(now_s)
+            is_open = stream.windows.is_speech and not self._voice.is_pushed(now)
+            if self._voice.laid_until > stream.windows.frozen:
+                stream.windows.retract()
             cut = max(self.playout.next_sample, self.playout.heard_sample(now_s))
-            goes_on_at = max(cut, stream.sample_at(now_s), stream.windows.written)
-        is_open = stream is not None and stream.windows.is_speech and not self._voice.is_pushed
+            goes_on_at = max(cut, now, stream.windows.written)
         report, was_cut = self._voice.interrupt(now_s, goes_on_at=goes_on_at if is_open else None)
         if self.blocks is not None and was_cut:
             stream.windows.silence(cut, goes_on_at)
@@ -380,9 +384,9 @@ class Session:
 
     def _close_window(self, stream: Stream, blocks: Blocks) -> None:
         slot = stream.next_slot
-        was_pushed = self._voice.is_pushed
-        self._voice.lay(stream.windows, stream.windows.window_end(slot))
-        window, edges = stream.windows.close(slot)
+        was_pushed = self._voice.is_pushed(stream.windows.frozen)
+        known = self._voice.lay(stream.windows, slot)
+        window, edges = stream.windows.close(slot, known)
         stream.next_slot = slot + 1
         if not was_pushed:
             self._hear_windows(edges)
