@@ -450,8 +450,10 @@ class RunConfig(SamplingChoice):
     """Of the transformer's linear layers on a GPU; auto takes bf16, fp8 halves their memory and nearly their time."""
     kv_dtype: Literal["auto", "bf16", "fp8"] = "auto"
     """Of the remembered keys and values on a GPU; auto takes bf16, fp8 halves their memory."""
+    decoder: Literal["auto", "full", "small"] = "auto"
+    """Of the video VAE: full, small where the checkpoint has one, or auto: what the timing at start-up allows."""
     threads: int = 0
-    """Processor threads of the model; 0 takes the cores this process may use but one, which is left to the server."""
+    """Processor threads of the model; 0 leaves one core to the server, unless a block would then take too long."""
     load: float = 0.35
     """Share of a block's length that its computation may take before `auto` chooses the light schedule."""
 
@@ -461,6 +463,7 @@ class RunConfig(SamplingChoice):
             self.dtype in ("auto", "float32", "bfloat16"),
             f"dtype is {self.dtype!r}; choose auto, float32 or bfloat16",
         )
+        _check(self.decoder in ("auto", "full", "small"), f"decoder is {self.decoder!r}; choose auto, full or small")
         _check(
             self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdecimal(),
             f"device is {self.device!r}; choose auto, cpu, cuda or cuda:N",

@@ -10,6 +10,7 @@ Letters: N pictures of all streams, h and w rows and columns at this level, C ch
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -23,12 +24,13 @@ _STEP = ([1, 1], [1, 1], [1, 1], 1)
 """Padding, stride, dilation and groups of every convolution here."""
 
 
-def _has_fused() -> bool:
-    """Whether this build's convolutions can take activation and sum with them."""
+@functools.lru_cache
+def _has_fused(dtype: torch.dtype) -> bool:
+    """Whether convolutions of this build, on this processor, can take activation and sum with them."""
     try:
-        x, w = torch.zeros(1, 8, 4, 4), torch.zeros(8, 8, 3, 3)
-        _conv_silu(x, w, torch.zeros(8))
-        _conv_into(torch.zeros(1, 8, 4, 4), x, w, torch.zeros(8))
+        with torch.inference_mode():
+            x, w, b = (torch.zeros(shape, dtype=dtype) for shape in ((1, 8, 4, 4), (8, 8, 3, 3), (8,)))
+            _conv_into(x.clone(), _conv_silu(x, w, b), w, b)
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
     return True
@@ -57,9 +59,8 @@ class _Weights(nn.Module):
 class _Block(nn.Module):
     """A residual block, with memory or without: [N, h, w, C] to the same, changed in place."""
 
-    def __init__(self, block: MemoryBlock | PlainBlock, is_fused: bool) -> None:
+    def __init__(self, block: MemoryBlock | PlainBlock) -> None:
         super().__init__()
-        self.is_fused = is_fused
         norm: PixelNorm = block.norm
         self.width = width = len(norm.gain)
         gain = norm.gain.detach()
@@ -87,7 +88,7 @@ class _Block(nn.Module):
             past[:, 0] = 0 if previous is None else previous[:, 0].permute(0, 2, 3, 1)
             carried.append(reduced[:, -1:].permute(0, 1, 4, 2, 3).clone())
         y, x = y.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
-        if self.is_fused:
+        if _has_fused(x.dtype):
             _conv_into(x, _conv_silu(y, *self._pair(self.conv1)), *self._pair(self.conv2))
         else:
             y = F.silu(F.conv2d(y, *self._pair(self.conv1), padding=1), inplace=True)
@@ -108,10 +109,9 @@ class FoldedDecoder(nn.Module):
             decoder: a finished decoder in float32; it is not changed.
         """
         super().__init__()
-        is_fused = _has_fused()
         self.fold = decoder.fold
         self.conv_in = _Weights(decoder.conv_in.weight, decoder.conv_in.bias)
-        self.stages = nn.ModuleList(self._stage(s, is_fused) for s in (decoder.stage0, decoder.stage1, decoder.stage2))
+        self.stages = nn.ModuleList(self._stage(s) for s in (decoder.stage0, decoder.stage1, decoder.stage2))
         self.doubles = nn.ModuleList(self._line(c) for c in (decoder.double0, decoder.double1))
         self.ups = nn.ModuleList(self._spread(c, n) for c, n in ((decoder.up0, self.fold), (decoder.up1, 2)))
         self.conv_out = self._spread(decoder.conv_out, 4)
@@ -134,8 +134,8 @@ class FoldedDecoder(nn.Module):
         return video.permute(0, 1, 4, 2, 3), tuple(carried)
 
     @staticmethod
-    def _stage(stage: Stage, is_fused: bool) -> nn.ModuleList:
-        return nn.ModuleList(_Block(block, is_fused) for block in stage.blocks)
+    def _stage(stage: Stage) -> nn.ModuleList:
+        return nn.ModuleList(_Block(block) for block in stage.blocks)
 
     @staticmethod
     def _line(conv: nn.Conv2d) -> _Weights:

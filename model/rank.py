@@ -110,6 +110,8 @@ def load_rank(run: RunConfig, plan: Plan, rank: int) -> Loaded:
                 f"solver is {run.solver}, which remembers the steps before; plan timestep runs them elsewhere, so use "
                 "euler, or plan layers"
             )
+        if run.decoder == "small" and not getattr(read_config(run).vae, "small_widths", ()):
+            raise ValueError("decoder is small, but this checkpoint has none; choose auto or full")
         device_of(run)
         mesh = mesh_of(with_choices(read_config(run), {}, run), plan)
         role = mesh.roles[rank]
@@ -179,8 +181,11 @@ def stage_of(loaded: Loaded, ways: Ways, answer: Callable[[Answer], None]) -> tu
         reasons["dtype"] = "float32 unless bfloat16 is configured: ranks do not choose apart from each other"
         if dit is not None:
             dit.to(dit_dtype)
-        if vae is not None:
-            vae.decoder.to(vae_dtype)
+        for name in ("decoder", "small_decoder"):
+            if getattr(vae, name, None) is not None:
+                getattr(vae, name).to(vae_dtype)
+    if vae is not None and loaded.run.decoder == "small":
+        vae.uses_small = True
     profile = replace(
         Profile.untimed(config),
         dit_dtype=dit_dtype,

@@ -222,8 +222,10 @@ class LightVAE(nn.Module):
         Returns:
             Video [B, 3, 4F, H, W], about -1..1 (not clamped), and the state for the next call.
         """
+        return self._decode(self.small_decoder if self.uses_small else self.decoder, latents, state)
+
+    def _decode(self, decoder: nn.Module, latents: Tensor, state: VAEState | None) -> tuple[Tensor, VAEState]:
         scale, shift = self._affine(latents.dtype)
-        decoder = self.small_decoder if self.uses_small else self.decoder
         video, state = decoder(latents.transpose(1, 2) * scale + shift, state)
         return video.transpose(1, 2), state
 
@@ -240,7 +242,10 @@ class LightVAE(nn.Module):
         """What a stream starts from: [B, 3, H, W] in -1..1. A still picture is its own past."""
         reference = self.reference_latent(image)
         dtype = next(self.decoder.parameters()).dtype
-        video, state = self.decode(reference.expand(-1, -1, REFERENCE_FRAMES // 4, -1, -1).to(dtype))
+        latents = reference.expand(-1, -1, REFERENCE_FRAMES // 4, -1, -1).to(dtype)
+        video, state = self._decode(self.decoder, latents, None)
+        if self.uses_small:  # the full decoder says how well a picture can be had, the small one goes on
+            state = self.decode(latents)[1]
         past = reference.expand(-1, -1, PAST_LATENTS, -1, -1)
         return Still(reference=reference, past=past, state=state, shown=video[:, :, -1])
 
