@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.component_config import UMT5TextConfig, WanVAEConfig, XLSRAudioConfig
+from model.component_config import XLSRAudioConfig
 from model.config import DiTConfig, ModelConfig
 from model.errors import CheckpointError, ModelError
 from model.lora import target_modules
-from model.published import published
+from model.published import forged_config
 from model.published_keys import umt5_key, wan_vae_key, xlsr_key
 from model.released import CONFIG, INDEX, SPEECH, TEXT, TOKENIZER, VAE, assemble
 from model.tensor_files import write_safetensors
@@ -36,38 +36,6 @@ LORA = "Live-Avatar/liveavatar.safetensors"
 _RANK = {"mini": 4, "14b": 128}
 _SHARDS = {"mini": 2, "14b": 4}
 _WORDS = ("<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", "woman", "man", "speaks", "smiling")
-
-
-def forged_config(size: str) -> ModelConfig:
-    """Sizes of a forged model: the published ones, or numbers a laptop runs.
-
-    Raises:
-        CheckpointError: the name is unknown.
-    """
-    if size == "14b":
-        return published(name="random:14b")
-    if size != "mini":
-        raise CheckpointError(f"the size {size!r} is unknown; choose mini or 14b")
-    return published(
-        dit=DiTConfig(
-            dim=64,
-            ffn_dim=96,
-            num_heads=2,
-            num_layers=4,
-            freq_dim=32,
-            text_dim=32,
-            text_len=32,
-            audio_dim=32,
-            audio_layers=4,
-            audio_inject_layers=(0, 2),
-        ),
-        vae=WanVAEConfig(base_width=8, width_multipliers=(1, 2, 2, 2)),
-        audio=XLSRAudioConfig(
-            conv_width=16, dim=32, ffn_dim=64, layers=3, heads=2, position_kernel=16, position_groups=2
-        ),
-        text=UMT5TextConfig(vocab=64, dim=32, head_dim=8, heads=4, ffn_dim=64, layers=2, max_len=32),
-        name="random:mini",
-    )
 
 
 def random_tensor(
@@ -113,14 +81,19 @@ def shapes_of(config: ModelConfig) -> dict[str, Shapes]:
 
 
 def random_modules(
-    size: str, *, seed: int = 0, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    size: str,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    text_device: str | torch.device | None = None,
 ) -> tuple[ModelConfig, dict[str, nn.Module]]:
     """`random:mini` or `random:14b`: modules as `load_released` gives them, filled in place.
 
     Args:
         size: mini or 14b.
         seed: of all tensors.
-        device, dtype: as for `load_released`.
+        device, dtype, text_device: as for `load_released`.
 
     Raises:
         CheckpointError: the size is unknown.
@@ -129,8 +102,9 @@ def random_modules(
     shapes = shapes_of(config)
 
     def tensors(part: str) -> Iterator[tuple[str, Tensor]]:
+        place = device if part != "text" or text_device is None else text_device
         for name, shape in shapes[part].items():
-            yield name, random_tensor(f"{part}.{name}", shape, seed, _stored(part), device)
+            yield name, random_tensor(f"{part}.{name}", shape, seed, _stored(part), place)
 
     modules = assemble(config, tensors, dtype)
     modules["text"].tokenizer = _tokenizer()

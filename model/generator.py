@@ -297,7 +297,7 @@ class Generator:
             raise UnknownSessionError(f"session {name} is not open; open it before sending blocks") from None
 
     def _prompt(self, prompt: str) -> TextKV:
-        return self.dit.text_kv(self.text.encode(prompt))
+        return self.dit.text_kv(self.text.encode(prompt).to(self._device))
 
     def _portrait(self, image: np.ndarray) -> Portrait:
         fit = fit_portrait if self.config.portrait_fit == "cover" else fit_short_side

@@ -178,8 +178,10 @@ def audio_bytes(c: AudioConfig | XLSRAudioConfig) -> int:
 
 
 def _levels(c: WanVAEConfig) -> list[tuple[int, int, int, bool | None]]:
-    """Per decoder level, coarse to fine: channels in, channels, halvings that remain, whether its upsampler doubles time
-    (None: it has no upsampler)."""
+    """Per decoder level, coarse to fine: channels in, channels, halvings that remain, whether time doubles behind it.
+
+    None stands where there is no upsampler behind it.
+    """
     widths = [c.base_width * m for m in c.width_multipliers[::-1]]
     doubles = [*c.temporal_downsample[::-1], None]
     halves = [widths[0], *(width // 2 for width in widths[:-1])]

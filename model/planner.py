@@ -1,10 +1,7 @@
-"""Which plan runs a model on given cards: memory by `model.memory`, speed by arithmetic from measured times. No torch.
+"""Which plan runs a model on given cards: memory by `model.memory`, speed by `model.plan_speed`. No torch.
 
-Speed is an estimate. Calibrated on one H200 at 704x384 (docs/benchmarks.md): a pass takes 205 ms in bf16 and 158.7 ms
-with fp8 linear layers, of it 81 ms attention; fp8 rings cost 11.7 ms of widening; decoding a block takes 69 ms. Attention
-grows with tokens times keys, the rest with tokens, decoding with pixels; a card of another class divides by its share
-of an H200's products. Several cards work on different blocks or sessions at once, so `block_s`, the time from one block
-to the next, is that of the busiest card; one block alone takes `latency_s`.
+Several cards work on different blocks or sessions at once, so `block_s`, the time from one block to the next, is that
+of the busiest card; one block alone takes `latency_s`. Speeds are estimates (`model.plan_speed`).
 """
 
 from __future__ import annotations
@@ -12,32 +9,21 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from model.config import DiTConfig
 from model.gpus import Gpu
 from model.memory import (
     GB,
     Duty,
     Need,
     Setting,
-    block_bytes,
     need_of,
-    ring_bytes,
     session_bytes,
 )
 from model.parallel import KINDS, ParallelConfig, Plan
-from model.published import published
+from model.plan_speed import busy_s
 
-ATTENTION_S = 0.081
-"""Of a pass, self-attention and attention to the text."""
-LINEAR_S = {"bf16": 0.205 - ATTENTION_S, "fp8": 0.1587 - ATTENTION_S}
-"""The rest of a pass by the weights' precision."""
-WIDENING_S = 0.0117
-"""What fp8 rings add to a pass."""
-DECODE_S = 0.069
-"""A block of the published decoder."""
 _SEQUENCES = (2, 4, 5, 8)
 _SMALLER = ((640, 352), (576, 320), (512, 288), (448, 256), (384, 208), (320, 176), (256, 144))
 _MOST_LAYER_CARDS = 16
@@ -93,59 +79,6 @@ class Outcome:
     misses: tuple[Miss, ...]
 
 
-# Speed.
-
-
-@functools.cache
-def _known() -> Setting:
-    """What was measured."""
-    return Setting(config=published(), steps=4)
-
-
-def pass_s(setting: Setting, plan: Plan, layers: int, speed: float) -> float:
-    """Seconds of some layers of one pass on one of `plan.sequence` cards."""
-    known, c, d = _known(), setting.config.dit, DiTConfig()
-    width = c.dim / d.dim * layers / d.num_layers
-    tokens = setting.block_tokens / known.block_tokens
-    keys = setting.keys / known.keys
-    linear = tokens * width * (6 * c.dim + 2 * c.ffn_dim) / (6 * d.dim + 2 * d.ffn_dim)
-    injectors = sum(i < c.num_layers for i in c.audio_inject_layers) / max(1, c.num_layers)
-    linear *= (1 + 0.045 * injectors) / (1 + 0.045 * 0.3)
-    seconds = LINEAR_S[plan.weights_dtype] * linear + ATTENTION_S * tokens * keys * width
-    if plan.kv_dtype == "fp8":
-        seconds += WIDENING_S * keys * width
-    return seconds / speed / plan.sequence
-
-
-def decode_s(setting: Setting, speed: float) -> float:
-    """Seconds of decoding a block."""
-    config, known = setting.config, _known().config
-    pixels = config.width * config.height / (known.width * known.height)
-    work = 1.0 if config.vae.kind == "wan" else 0.05
-    return DECODE_S * work * pixels * config.stream.frames_per_block / known.stream.frames_per_block / speed
-
-
-def _busy_s(setting: Setting, plan: Plan, duty: Duty, gpu: Gpu) -> float:
-    """Seconds that a block keeps one card busy."""
-    config, layers = setting.config, len(duty.layers)
-    seconds = decode_s(setting, gpu.speed.compute) if duty.decodes else 0.0
-    if layers == 0:
-        return seconds
-    passes = setting.passes
-    if plan.kind == "timestep":
-        passes = duty.rings * setting.streams
-    one = pass_s(setting, plan, layers, gpu.speed.compute)
-    if plan.sequence > 1:
-        moved = 4 * setting.block_tokens * config.dit.dim * 2 * layers / plan.sequence
-        one += moved * (plan.sequence - 1) / plan.sequence / (gpu.speed.peer_gb_s * GB)
-    if plan.offload != "none":
-        copied = layers * block_bytes(config.dit, plan.weights_dtype == "fp8")
-        one = max(one, copied / (gpu.speed.host_gb_s * GB))
-        if plan.offload == "weights+kv":
-            one += ring_bytes(setting, layers, plan) / (gpu.speed.host_gb_s * GB)
-    return passes * one + seconds
-
-
 # Layouts.
 
 
@@ -186,7 +119,7 @@ def _split(
     def costs(stage: int, start: int, stop: int) -> tuple[float, float]:
         """Bytes and seconds."""
         work = duty(stage, range(start, stop))
-        return need_of(setting, plan, work).peak + reserve, _busy_s(setting, plan, work, gpus[stage * width])
+        return need_of(setting, plan, work).peak + reserve, busy_s(setting, plan, work, gpus[stage * width])
 
     def filled(longest_s: float, lacking: float) -> list[range] | None:
         """Every stage as full as two limits allow; None if layers are left over."""
@@ -194,8 +127,8 @@ def _split(
         for stage in range(count):
             gpu, stop = gpus[stage * width], start + 1
             while stop <= total - (count - 1 - stage):
-                held, busy_s = costs(stage, start, stop)
-                if held > gpu.usable + lacking or busy_s > longest_s:
+                held, seconds = costs(stage, start, stop)
+                if held > gpu.usable + lacking or seconds > longest_s:
                     break
                 stop += 1
             if stop - 1 == start:
@@ -214,7 +147,7 @@ def _split(
         return best
 
     every = duty(0, range(total))
-    slowest = max(_busy_s(setting, plan, replace(every, decodes=True), gpu) for gpu in gpus)
+    slowest = max(busy_s(setting, plan, replace(every, decodes=True), gpu) for gpu in gpus)
     if filled(math.inf, 0.0) is None:
         return least(lambda lacking: filled(math.inf, lacking), 1000 * GB)
     return least(lambda longest_s: filled(longest_s, 0.0), slowest * 1.01)
@@ -226,7 +159,7 @@ def lay_out(setting: Setting, plan: Plan, gpus: Sequence[Gpu], reserve_gb: float
     assert len(used) == plan.num_devices, "more devices than cards"
     duties = duties_of(setting, plan, used, reserve)
     needs = tuple(need_of(setting, plan, duty) for duty in duties)
-    busy = [_busy_s(setting, plan, duty, gpu) for duty, gpu in zip(duties, used, strict=True)]
+    busy = [busy_s(setting, plan, duty, gpu) for duty, gpu in zip(duties, used, strict=True)]
     stages = busy[:: plan.sequence] if plan.vae != "own" else [*busy[: -1 : plan.sequence], busy[-1]]
     free = [gpu.usable - need.peak - reserve for gpu, need in zip(used, needs, strict=True)]
     block_s = max(busy)
@@ -311,7 +244,7 @@ def choose(
     asked: ParallelConfig | None = None,
     weights: str = "auto",
     kv: str = "auto",
-    allowed: Iterable[str] = KINDS,
+    runnable: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Outcome:
     """The fastest plan that fits, and why the others do not.
 
@@ -320,7 +253,7 @@ def choose(
         gpus: cards there are.
         asked: what the deployment asks for; None leaves everything to the planner.
         weights, kv: precisions, or auto.
-        allowed: kinds that may be taken.
+        runnable: kinds that may be taken, each with the places of the decoder; None: all.
 
     Raises:
         ValueError: the cards cannot be used as `asked`; one sentence naming the key.
@@ -329,7 +262,8 @@ def choose(
     fitting: list[Layout] = []
     missing: list[Layout] = []
     for layouts in candidates(setting, gpus, asked, weights, kv):
-        if layouts[0].plan.kind not in allowed:
+        plan = layouts[0].plan
+        if runnable is not None and plan.vae not in runnable.get(plan.kind, ()):
             continue
         good = [layout for layout in layouts if layout.fits]
         fitting += good
@@ -352,8 +286,8 @@ def _impossible(setting: Setting, count: int, asked: ParallelConfig) -> str:
     heads = setting.config.dit.num_heads
     return (
         f"parallel.plan is {asked.plan} with pipeline {asked.pipeline}, sequence {asked.sequence}, vae {asked.vae}, "
-        f"which cannot be laid over {count} cards with {heads} heads and {setting.steps} steps; use parallel.plan auto, "
-        "more cards, or a sequence that divides the heads"
+        f"which cannot be laid over {count} cards with {heads} heads and {setting.steps} steps; use more cards, "
+        "parallel.plan auto, or a sequence that divides the heads"
     )
 
 

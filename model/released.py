@@ -339,6 +339,7 @@ def load_released(
     alpha: float = ALPHA,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    text_device: str | torch.device | None = None,
 ) -> tuple[ModelConfig, dict[str, nn.Module]]:
     """Read a released folder into modules in evaluation mode.
 
@@ -348,12 +349,14 @@ def load_released(
         alpha: its scale times its rank.
         device: where the modules live.
         dtype: of the transformer and the text encoder; the VAE and the speech encoder are float32.
+        text_device: where the text encoder lives; None: with the others.
 
     Raises:
         CheckpointError: one sentence naming the file, and the key where one is at fault, before any weight is read.
     """
     plan = plan_released(folder, adapter)
-    tensors = lambda part: stored_tensors(plan, part, alpha, device)  # noqa: E731
+    places = {"text": text_device} if text_device is not None else {}
+    tensors = lambda part: stored_tensors(plan, part, alpha, places.get(part, device))  # noqa: E731
     modules = assemble(plan.config, tensors, dtype)
     from model.umt5 import load_tokenizer
 

@@ -135,6 +135,21 @@ def generate(
 
 
 @app.command()
+def plan(
+    gpus: Annotated[str | None, typer.Option("--gpus", help="Cards as 4x24GB; auto: this machine's.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="Picture size, for example 704x384.")] = None,
+    config: Annotated[str, typer.Option("--config", help="Whose model and plan; without: the 14B.")] = "h200_x1",
+    chart: Annotated[Path | None, typer.Option("--chart", help="PNG of every device's memory.")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Which plan fits which cards: memory of every device, speed, why others miss; exit code 1 if none fits."""
+    from server.config import load_config
+    from server.planning import run_plan
+
+    return run_plan(load_config(config), gpus=gpus, size=size, chart=chart, as_json=as_json)
+
+
+@app.command()
 def say(
     text: Annotated[str, typer.Argument(help="What is to be said.")],
     session: Annotated[str, typer.Option("--session", help="The session's id.")],

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from model.errors import PortraitError
+from model.parallel import ParallelConfig
 from model.portrait import decode_image
 from model.sampling import chosen_size
 from server.config import Config, ModelSection
 from server.errors import ConfigError
 from server.original_flags import flag_of
+from server.planning import plan_to_run
 from streaming.offline import FilmReport, Progress, generate
 
 PLAIN_EVERY_S = 5.0
@@ -53,6 +55,8 @@ class FilmWish:
     """Pictures a clip."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Keys of `model.sampling.SamplingChoice` that the command line sets."""
+    parallel: ParallelConfig | None = None
+    """The layout that the command line asks for; None takes the configuration's."""
     parity: bool = False
     """The file heard at once and the noise drawn by clip, as published."""
 
@@ -112,10 +116,11 @@ def run_generate(config: Config, wish: FilmWish, *, as_json: bool) -> int:
     except PortraitError as error:
         raise PortraitError(f"--image is {wish.image}: {error}") from error
     section = _sized(_section(config, wish), image)
+    plan = plan_to_run(section, wish.parallel or config.parallel)
     print(f"loading {section.kind if section.kind == 'fake' else section.checkpoint} …", file=sys.stderr)
     from model.worker import load  # loads torch, in this process and only here
 
-    model = load(section.launch_spec(config.server.log_level))
+    model = load(section.launch_spec(config.server.log_level, plan))
     block = model.info.geometry.frames_per_block
     clip_frames = wish.infer_frames // block * block
     if clip_frames == 0:
