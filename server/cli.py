@@ -138,15 +138,16 @@ def generate(
 def plan(
     gpus: Annotated[str | None, typer.Option("--gpus", help="Cards as 4x24GB; auto: this machine's.")] = None,
     size: Annotated[str | None, typer.Option("--size", help="Picture size, for example 704x384.")] = None,
-    config: Annotated[str, typer.Option("--config", help="Whose model and plan; without: the 14B.")] = "h200_x1",
+    config: Annotated[str | None, typer.Option("--config", help="Whose model and plan; without: the 14B's.")] = None,
     chart: Annotated[Path | None, typer.Option("--chart", help="PNG of every device's memory.")] = None,
     as_json: JsonOption = False,
 ) -> int:
     """Which plan fits which cards: memory of every device, speed, why others miss; exit code 1 if none fits."""
     from server.config import load_config
-    from server.planning import run_plan
+    from server.planning import published_config, run_plan
 
-    return run_plan(load_config(config), gpus=gpus, size=size, chart=chart, as_json=as_json)
+    loaded = published_config() if config is None else load_config(config)
+    return run_plan(loaded, gpus=gpus, size=size, chart=chart, as_json=as_json)
 
 
 @app.command()

@@ -27,6 +27,11 @@ _COLUMNS = ("weights", "rolling_cache", "condition_cache", "activations", "vae",
 _SHOWN_MISSES = 12
 
 
+def published_config() -> Config:
+    """The published 14B, everything else left to the planner."""
+    return Config(model=ModelSection(checkpoint="random:14b"))
+
+
 def run_plan(config: Config, *, gpus: str | None, size: str | None, chart: Path | None, as_json: bool) -> int:
     """Print the plan.
 
@@ -107,7 +112,7 @@ def check_runnable(parallel: ParallelConfig) -> None:
     places = sorted({place for known in RUNNABLE.values() for place in known})
     if parallel.vae not in ("auto", *places):
         raise StartError(
-            f"parallel.vae is {parallel.vae}, which this version plans but does not run; use {', '.join(places)}, or auto"
+            f"parallel.vae is {parallel.vae}, which this version plans but does not run; use auto, {', '.join(places)}"
         )
 
 
