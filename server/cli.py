@@ -128,7 +128,8 @@ def generate(
     for notice in flags.notices:
         print(notice, file=sys.stderr)
     where = {"ckpt_dir": ckpt_dir, "lora": lora, "load_lora": flags.load_lora}
-    where |= {"num_clip": num_clip, "infer_frames": infer_frames, "sampling": flags.sampling, "parity": flags.parity}
+    where |= {"num_clip": num_clip, "infer_frames": infer_frames, "parity": flags.parity}
+    where |= {"sampling": {**flags.sampling, **flags.model}, "plan": flags.plan}
     film = film_path(out, save_dir, output_name)
     wish = FilmWish(image=image, audio=audio, out=film, prompt=prompt, base_seed=base_seed, size=size, **where)
     return run_generate(load_config(config), wish, as_json=as_json)

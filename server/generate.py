@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from model.errors import PortraitError
-from model.parallel import ParallelConfig
+from model.parallel import Plan
 from model.portrait import decode_image
 from model.sampling import chosen_size
+from model.setting import model_sizes
 from server.config import Config, ModelSection
 from server.errors import ConfigError
 from server.original_flags import flag_of
+from server.plan_flags import PlanFlags
 from server.planning import plan_to_run
 from streaming.offline import FilmReport, Progress, generate
 
@@ -55,8 +57,8 @@ class FilmWish:
     """Pictures a clip."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Keys of `model.sampling.SamplingChoice` that the command line sets."""
-    parallel: ParallelConfig | None = None
-    """The layout that the command line asks for; None takes the configuration's."""
+    plan: PlanFlags = field(default_factory=PlanFlags)
+    """What the command line says about cards and memory."""
     parity: bool = False
     """The file heard at once and the noise drawn by clip, as published."""
 
@@ -116,7 +118,7 @@ def run_generate(config: Config, wish: FilmWish, *, as_json: bool) -> int:
     except PortraitError as error:
         raise PortraitError(f"--image is {wish.image}: {error}") from error
     section = _sized(_section(config, wish), image)
-    plan = plan_to_run(section, wish.parallel or config.parallel)
+    plan = _plan(config, section, wish)
     print(f"loading {section.kind if section.kind == 'fake' else section.checkpoint} …", file=sys.stderr)
     from model.worker import load  # loads torch, in this process and only here
 
@@ -158,6 +160,16 @@ def _section(config: Config, wish: FilmWish) -> ModelSection:
         return replace(config.model, **given, **wish.sampling)
     except ValueError as error:
         raise ConfigError(f"--{flag_of(str(error))}") from error
+
+
+def _plan(config: Config, section: ModelSection, wish: FilmWish) -> Plan | None:
+    """How the model is laid over cards; refused here where it does not fit."""
+    parallel = config.parallel
+    if not wish.plan.is_empty:
+        parallel, notices = wish.plan.over(parallel, model_sizes(section.checkpoint).dit.num_heads)
+        for notice in notices:
+            print(notice, file=sys.stderr)
+    return plan_to_run(section, parallel)
 
 
 def _sized(section: ModelSection, image: np.ndarray) -> ModelSection:
