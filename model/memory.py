@@ -41,8 +41,8 @@ class Setting:
     """A second stream of caches and passes."""
     text_on_host: bool = False
     """The prompt encoder stays in main memory."""
-    with_text: bool = True
-    """A prompt encoder and a speech encoder are loaded at all; benchmarks of the transformer do without."""
+    with_encoders: bool = True
+    """Those of prompt, speech and pictures are loaded at all; benchmarks of transformer and decoder do without."""
     live: bool = True
     """Prompt, portrait or sink may change while the rings are full."""
 
@@ -224,10 +224,10 @@ def encoder_params(c: WanVAEConfig) -> int:
     return total + last + conv(last, z, 27) + conv(z, z, 1)
 
 
-def vae_weights(c: VAEConfig | WanVAEConfig) -> float:
+def vae_weights(c: VAEConfig | WanVAEConfig, with_encoder: bool = True) -> float:
     """Encoder in float32, decoder in bf16."""
     if isinstance(c, WanVAEConfig):
-        return 4 * encoder_params(c) + 2 * decoder_params(c)
+        return 4 * encoder_params(c) * with_encoder + 2 * decoder_params(c)
     convs = sum(18 * width**2 * blocks for width, blocks in zip(c.decoder_widths, c.decoder_blocks, strict=True))
     return 4 * (convs + sum(36 * width**2 for width in c.encoder_widths))
 
@@ -325,7 +325,7 @@ def need_of(setting: Setting, plan: Plan, duty: Duty) -> Need:
         if plan.offload != "none":
             weights -= count * block_bytes(dit, fp8) - min(2, count) * block_bytes(dit, fp8)
             loading = weights
-    if duty.leads and setting.with_text:
+    if duty.leads and setting.with_encoders:
         other = audio_bytes(config.audio) + (0.0 if setting.text_on_host else text_bytes(config.text))
     modulations = 2 * (6 * count + 2) * dit.dim * setting.steps if count else 0
     rings = min(1, duty.rings) if plan.offload == "weights+kv" else duty.rings
@@ -333,8 +333,9 @@ def need_of(setting: Setting, plan: Plan, duty: Duty) -> Need:
     vae = 0.0
     if duty.decodes:
         kept, decode = decoding(setting, plan.vae == "tiled")
-        vae = vae_weights(config.vae) + kept + max(0.0, decode - work)
-        loading += vae_weights(config.vae)
+        held = vae_weights(config.vae, setting.with_encoders)
+        vae = held + kept + max(0.0, decode - work)
+        loading += held
     return Need(
         weights=weights + other,
         rolling_cache=rings * ring_bytes(setting, count, plan) * setting.streams,

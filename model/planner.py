@@ -307,7 +307,7 @@ def remedy_of(setting: Setting, layout: Layout, gpus: Sequence[Gpu], asked: Para
     narrow = replace(plan, weights_dtype="fp8", kv_dtype="fp8") if has_fp8 else plan
     host = replace(setting, text_on_host=True)
     with_fp8 = " with weights and caches in fp8" if narrow != plan else ""
-    if setting.with_text and not setting.text_on_host:
+    if setting.with_encoders and not setting.text_on_host:
         if fits(plan, host):
             return "the prompt encoder on the host (model.text_device cpu)"
         if fits(narrow, host):

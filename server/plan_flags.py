@@ -42,7 +42,7 @@ class PlanFlags:
             for name, is_more in (("num_gpus_dit", cards > 1), ("enable_vae_parallel", self.enable_vae_parallel)):
                 if is_more:
                     raise ConfigError(
-                        f"--{name} is {str(getattr(self, name)).lower()} but --single_gpu is true; leave one of them out"
+                        f"--{name} is {str(getattr(self, name)).lower()} but --single_gpu is true; leave one out"
                     )
         if offload and (cards > 1 or self.enable_vae_parallel):
             other = "num_gpus_dit" if cards > 1 else "enable_vae_parallel"
@@ -75,8 +75,8 @@ class PlanFlags:
             return config, []
         if heads % shared and shared == cards:
             notices.append(
-                f"--ulysses_size {shared} becomes a split of the layers over {cards} cards: {heads} heads do not divide "
-                f"by {shared}"
+                f"--ulysses_size {shared} becomes a split of the layers over {cards} cards: {heads} heads do not "
+                f"divide by {shared}"
             )
             shared = 1
         if heads % shared:
