@@ -202,7 +202,8 @@ def _figures(what: str, predicted: float, measured: float) -> dict[str, Any]:
 
 def lines(results: list[dict[str, Any]]) -> Iterator[str]:
     """A table: predicted, measured and their ratio, of each figure."""
-    yield f"{'case':<20}{'plan':<14}{'size':<10}{'dtype':<11}{'figure':<11}{'predicted':>10}{'measured':>10}{'ratio':>8}"
+    head = f"{'case':<20}{'plan':<14}{'size':<10}{'dtype':<11}"
+    yield f"{head}{'figure':<11}{'predicted':>10}{'measured':>10}{'ratio':>8}"
     for result in results:
         head = f"{result['case']:<20}{result['plan']:<14}{result['size']:<10}{result['dtype']:<11}"
         if "failed" in result:

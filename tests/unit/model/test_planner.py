@@ -73,7 +73,8 @@ def test_what_stays_is_what_was_predicted(name: str) -> None:
 
 def test_a_larger_wish_never_needs_less() -> None:
     def total(plan: Plan = Plan(), **changes) -> float:
-        return need_of(replace(Setting(config=published(), steps=4), **changes), plan, replace(ALL, decodes=True)).peak
+        setting = replace(Setting(config=published(), steps=4), **changes)
+        return need_of(setting, plan, replace(ALL, decodes=True)).peak
 
     base = total()
     small = replace(published(), width=512, height=288)
