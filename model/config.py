@@ -221,8 +221,16 @@ class VAEConfig:
     """Channels of the decoder's stages, coarse to fine."""
     decoder_blocks: tuple[int, int, int] = (2, 2, 2)
     """Residual blocks of the decoder's stages."""
+    small_widths: tuple[int, ...] = ()
+    """Channels of a second, cheaper decoder's stages, for slow machines; none: the checkpoint has no such decoder."""
+    small_blocks: tuple[int, ...] = (3, 2, 1)
+    """Residual blocks of its stages."""
 
     def __post_init__(self) -> None:
+        _check(
+            len(self.small_widths) in (0, 3) and len(self.small_blocks) == 3,
+            f"vae.small_widths are {list(self.small_widths)}, small_blocks {list(self.small_blocks)}; give three each",
+        )
         _check(self.kind in ("light",), f"vae.kind is {self.kind!r}; choose light")
         _check(self.z_dim > 0, f"vae.z_dim is {self.z_dim}; it must be positive")
         _check(
@@ -443,8 +451,10 @@ class RunConfig(SamplingChoice):
     """Of the remembered keys and values on a GPU; auto takes bf16, fp8 halves their memory."""
     text_device: Literal["auto", "cpu"] = "auto"
     """Where the prompt encoder lives: auto with the transformer, cpu in main memory (slower prompts, 11 GB saved)."""
+    decoder: Literal["auto", "full", "small"] = "auto"
+    """Of the video VAE: full, small where the checkpoint has one, or auto: what the timing at start-up allows."""
     threads: int = 0
-    """Processor threads of the model; 0 takes the cores this process may use but one, which is left to the server."""
+    """Processor threads of the model; 0 leaves one core to the server, unless a block would then take too long."""
     load: float = 0.35
     """Share of a block's length that its computation may take before `auto` chooses the light schedule."""
 
@@ -454,6 +464,7 @@ class RunConfig(SamplingChoice):
             self.dtype in ("auto", "float32", "bfloat16"),
             f"dtype is {self.dtype!r}; choose auto, float32 or bfloat16",
         )
+        _check(self.decoder in ("auto", "full", "small"), f"decoder is {self.decoder!r}; choose auto, full or small")
         _check(
             self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdecimal(),
             f"device is {self.device!r}; choose auto, cpu, cuda or cuda:N",

@@ -8,6 +8,7 @@ The whole choice takes about a second; every decision leaves a sentence that ope
 from __future__ import annotations
 
 import copy
+import ctypes
 import os
 import statistics
 import time
@@ -21,9 +22,15 @@ from torch import nn
 from model.config import ModelConfig, RunConfig
 from model.denoiser import Denoiser
 from model.fast import kv_dtype_of, make_fast
+from model.folded_decoder import fold
 
 MAX_AUTO_THREADS = 4
 """More threads than this do not speed up pictures and layers of these sizes."""
+SLOW_LOAD = 0.5
+"""Share of a block's length beyond which the small decoder, and then one more thread, are tried."""
+WORTH_A_CORE = 0.85
+"""One more thread is kept where it brings a block below this share of its time; the server has to do without it."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _KEPT_BYTES = -1, -3, 256 << 20
 _BUDGET_S = 0.15
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float8_e4m3fn: "fp8"}
 
@@ -48,6 +55,8 @@ class Profile:
     """Seconds of sound, one pass, and decoding."""
     reasons: dict[str, str] = field(default_factory=dict)
     """One sentence per decision."""
+    decoder: str = "full"
+    """Of the VAE: full or small."""
     kv_dtype: torch.dtype | None = None
     """Of the rings' keys and values; None is the transformer's own."""
 
@@ -76,6 +85,7 @@ class Profile:
             },
             "steps": len(self.sigmas),
             "schedule": self.schedule,
+            "decoder": self.decoder,
             "threads": self.threads,
             "block_s": round(self.block_s, 4),
             "stage_s": {name: round(value, 4) for name, value in self.stage_s.items()},
@@ -118,70 +128,138 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+class _Timed:
+    """Modules on a processor or a GPU, brought into the form that will run, and what each takes."""
+
+    def __init__(self, config: ModelConfig, modules: dict[str, nn.Module], run: RunConfig) -> None:
+        self.config, self.modules, self.run = config, modules, run
+        self.vae, self.device = modules["vae"], modules["dit"].head.head.weight.device
+        self.kv_dtype = kv_dtype_of(run)
+        self.reasons: dict[str, str] = {}
+        self.stage_s: dict[str, float] = {}
+        self.dit_dtype = self.vae_dtype = torch.float32
+
+    @property
+    def has_small(self) -> bool:
+        """Whether the VAE has a second, cheaper decoder."""
+        return getattr(self.vae, "small_decoder", None) is not None
+
+    def choose_precision(self) -> None:
+        """The transformer and the decoder in the faster precision, or as configured."""
+        if self.device.type == "cuda":
+            self.dit_dtype, self.vae_dtype = make_fast(self.modules, self.run, self.reasons)
+            return self.time()
+        self.modules["dit"], self.dit_dtype, self.reasons["dit_dtype"] = _faster(
+            self.modules["dit"], self.run.dtype, lambda module: _time_pass(self.config, module), "a pass"
+        )
+        self.choose_decoder(small=self.run.decoder == "small")
+
+    def choose_decoder(self, small: bool) -> None:
+        """Decode with the full or the small decoder, in the faster precision, and time everything."""
+        if small and not self.has_small:
+            raise ValueError(f"decoder is small, but checkpoint {self.config.name} has none; choose auto or full")
+        if self.has_small:
+            self.vae.uses_small = small
+        if self.device.type != "cuda":
+            name = "small_decoder" if small else "decoder"
+            decoder, self.vae_dtype, self.reasons["vae_dtype"] = _faster(
+                fold(getattr(self.vae, name)), self.run.dtype, lambda d: self._decoding(name, d), "a latent"
+            )
+            setattr(self.vae, name, decoder)
+            if small:
+                self.vae.decoder = fold(self.vae.decoder).to(self.vae_dtype)
+        self.time()
+
+    def _decoding(self, name: str, decoder: nn.Module) -> Callable[[], object]:
+        setattr(self.vae, name, decoder)
+        dtype = next(decoder.parameters()).dtype
+        latents = torch.zeros(1, self.config.vae.z_dim, 1, *_latent_size(self.config), dtype=dtype, device=self.device)
+        state = self.vae.decode(latents)[1]
+        return lambda: self.vae.decode(latents, state)
+
+    def time(self) -> None:
+        """Seconds of sound, of one pass, and of decoding a block, as things stand now."""
+        config, audio = self.config, self.modules["audio"]
+        small = self.has_small and self.vae.uses_small
+        name = "small_decoder" if small else "decoder"
+        window = torch.zeros(1, config.window.samples, device=self.device)
+        latent_s = time_of(self._decoding(name, getattr(self.vae, name))).typical
+        self.stage_s = {
+            "audio": time_of(lambda: audio.window_features(window, 0, audio.listen())).typical,
+            "pass": time_of(_time_pass(config, self.modules["dit"], self.kv_dtype)).typical,
+            "vae": latent_s * config.stream.frames_per_block,
+        }
+
+
 @torch.inference_mode()
 def choose_profile(config: ModelConfig, modules: dict[str, nn.Module], run: RunConfig) -> Profile:
-    """Time the modules, keep them in the faster precision, and choose the schedule.
+    """Time the modules, keep them in the faster precision, and choose schedule, decoder and threads.
 
     Args:
         config: sizes; the picture size already the one that will run.
-        modules: as `weights.load_weights` gives them; `dit` and the VAE's decoder are replaced here where bfloat16
-            wins, and the thread count of this process is set. On a GPU both are brought into their fast form.
+        modules: as `weights.load_weights` gives them; `dit` and the VAE's decoder are replaced here by the form that
+            runs, and the thread count of this process is set. On a GPU both are brought into their fast form.
         run: what the operator asked for.
     """
-    device = modules["dit"].head.head.weight.device
-    threads = run.threads or min(max(1, usable_cores() - 1), MAX_AUTO_THREADS)
+    cores = usable_cores()
+    threads = run.threads or min(max(1, cores - 1), MAX_AUTO_THREADS)
     torch.set_num_threads(threads)
-    reasons = {
-        "threads": f"{threads} threads as configured"
-        if run.threads
-        else f"{threads} of {usable_cores()} usable cores: one is left to the server, at most {MAX_AUTO_THREADS} help"
-    }
+    timed = _Timed(config, modules, run)
+    why = f"one of {cores} usable cores is left to the server, at most {MAX_AUTO_THREADS} help"
+    timed.reasons["threads"] = f"{threads} threads {'as configured' if run.threads else 'because ' + why}"
     if config.vae.kind == "light":  # two-dimensional convolutions only
         modules["vae"].to(memory_format=torch.channels_last)
-    vae = modules["vae"]
-
-    def time_decoder(decoder: nn.Module) -> Callable[[], object]:
-        vae.decoder = decoder
-        dtype = next(decoder.parameters()).dtype
-        latents = torch.zeros(1, config.vae.z_dim, 1, *_latent_size(config), dtype=dtype, device=device)
-        state = vae.decode(latents)[1]
-        return lambda: vae.decode(latents, state)
-
-    kv_dtype = kv_dtype_of(run)
-    if device.type == "cuda":
-        dit_dtype, vae_dtype = make_fast(modules, run, reasons)
-        pass_s = time_of(_time_pass(config, modules["dit"], kv_dtype)).typical
-        latent_s = time_of(time_decoder(vae.decoder)).typical
-    else:
-        modules["dit"], dit_dtype, pass_s, reasons["dit_dtype"] = _faster(
-            modules["dit"], run.dtype, lambda module: _time_pass(config, module), "a pass"
-        )
-        vae.decoder, vae_dtype, latent_s, reasons["vae_dtype"] = _faster(
-            vae.decoder, run.dtype, time_decoder, "a latent"
-        )
-    window, audio = torch.zeros(1, config.window.samples, device=device), modules["audio"]
-    stage_s = {
-        "audio": time_of(lambda: audio.window_features(window, 0, audio.listen())).typical,
-        "pass": pass_s,
-        "vae": latent_s * config.stream.frames_per_block,
-    }
-    schedule, sigmas, block_s, reasons["schedule"] = _schedule(config, run, stage_s)
+    if timed.device.type == "cpu":
+        keep_freed_memory()
+    timed.choose_precision()
+    schedule, sigmas, block_s, timed.reasons["schedule"] = _schedule(config, run, timed.stage_s)
+    limit = SLOW_LOAD * config.geometry.block_s
+    if block_s > limit and timed.has_small and run.decoder == "auto":
+        slow = f"{block_s:.2f} s with the full decoder, the limit is {limit:.2f} s"
+        timed.choose_decoder(small=True)
+        schedule, sigmas, block_s, timed.reasons["schedule"] = _schedule(config, run, timed.stage_s)
+        timed.reasons["decoder"] = f"small decoder: a block takes {slow}"
+    if block_s > limit and not run.threads and threads < min(cores, MAX_AUTO_THREADS) and timed.device.type == "cpu":
+        before, threads = (block_s, threads, timed.stage_s), threads + 1
+        torch.set_num_threads(threads)
+        timed.time()
+        schedule, sigmas, block_s, timed.reasons["schedule"] = _schedule(config, run, timed.stage_s)
+        figures = f"a block takes {before[0]:.2f} s with {before[1]} threads and {block_s:.2f} s with {threads}"
+        if block_s > WORTH_A_CORE * before[0]:
+            threads, timed.stage_s = before[1:]
+            torch.set_num_threads(threads)
+            schedule, sigmas, block_s, timed.reasons["schedule"] = _schedule(config, run, timed.stage_s)
+        timed.reasons["threads"] = f"{threads} threads: {figures}"
     if block_s > config.geometry.block_s:
-        reasons["warning"] = (
+        timed.reasons["warning"] = (
             f"a block takes {block_s:.2f} s of its {config.geometry.block_s:.2f} s, so pictures will hold now and "
             "then; use a faster machine, a smaller size or fewer other programs"
         )
     return Profile(
-        dit_dtype=dit_dtype,
-        vae_dtype=vae_dtype,
+        dit_dtype=timed.dit_dtype,
+        vae_dtype=timed.vae_dtype,
         threads=threads,
         schedule=schedule,
         sigmas=sigmas,
         block_s=block_s,
-        stage_s=stage_s,
-        reasons=reasons,
-        kv_dtype=kv_dtype,
+        stage_s=timed.stage_s,
+        reasons=timed.reasons,
+        kv_dtype=timed.kv_dtype,
+        decoder="small" if timed.has_small and timed.vae.uses_small else "full",
     )
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what activations leave, instead of giving pages back and asking for them block by block.
+
+    Fresh pages cost up to a third of a block on virtual machines. Only glibc is asked; elsewhere nothing changes.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    except (OSError, AttributeError):
+        return
 
 
 def _latent_size(config: ModelConfig) -> tuple[int, int]:
@@ -190,20 +268,18 @@ def _latent_size(config: ModelConfig) -> tuple[int, int]:
 
 def _faster(
     module: nn.Module, wanted: str, prepare: Callable[[nn.Module], Callable[[], object]], unit: str
-) -> tuple[nn.Module, torch.dtype, float, str]:
-    """The module in the wanted or the faster precision, with its time and the reason."""
+) -> tuple[nn.Module, torch.dtype, str]:
+    """The module in the wanted or the faster precision, and the reason."""
     if wanted != "auto":
         dtype = torch.bfloat16 if wanted == "bfloat16" else torch.float32
-        module = module.to(dtype)
-        return module, dtype, time_of(prepare(module)).typical, f"{wanted} as configured"
+        return module.to(dtype), dtype, f"{wanted} as configured"
     wide = time_of(prepare(module))
     narrow_module = copy.deepcopy(module).to(torch.bfloat16)
     narrow = time_of(prepare(narrow_module), give_up_s=2 * wide.best + 0.05)
     figures = f"{unit} takes {1000 * wide.best:.0f} ms in float32 and {1000 * narrow.best:.0f} ms in bfloat16"
     if narrow.best < 0.95 * wide.best:
-        return narrow_module, torch.bfloat16, narrow.typical, f"bfloat16: {figures}"
-    prepare(module)
-    return module, torch.float32, wide.typical, f"float32: {figures}"
+        return narrow_module, torch.bfloat16, f"bfloat16: {figures}"
+    return module, torch.float32, f"float32: {figures}"
 
 
 def _time_pass(config: ModelConfig, dit: nn.Module, kv_dtype: torch.dtype | None = None) -> Callable[[], object]:

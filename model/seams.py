@@ -18,7 +18,7 @@ def soften_seam(video: Tensor, last: Tensor | None, frames: int, threshold: floa
     """Lead a block in from the picture before it.
 
     Args:
-        video: [B, 3, T, H, W], about -1..1.
+        video: [B, 3, T, H, W], about -1..1; changed in place.
         last: [B, 3, 1, H, W] last picture of the block before; None at the start of a stream.
         frames: pictures over which a difference fades; 0 leaves the video as it is.
         threshold: differences well below this share of the full range are residue, well above it motion.
@@ -31,7 +31,6 @@ def soften_seam(video: Tensor, last: Tensor | None, frames: int, threshold: floa
         difference = last - video[:, :, :1]
         size = difference.abs().amax(1, keepdim=True) / (2 * threshold)
         residue = difference * torch.exp(-(size**2)) * STRENGTH
-        fade = 1 - torch.arange(count, device=video.device, dtype=video.dtype) / frames
-        head = video[:, :, :count] + residue * fade.view(1, 1, -1, 1, 1)
-        video = torch.cat([head, video[:, :, count:]], 2)
+        for picture in range(count):
+            video[:, :, picture].add_(residue[:, :, 0], alpha=1 - picture / frames)
     return video, video[:, :, -1:].clone()

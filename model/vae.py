@@ -173,12 +173,17 @@ class LightVAE(nn.Module):
         encoder_widths: tuple[int, int, int] = (64, 128, 192),
         decoder_widths: tuple[int, int, int] = (192, 96, 48),
         decoder_blocks: tuple[int, int, int] = (2, 2, 2),
+        small_widths: tuple[int, ...] = (),
+        small_blocks: tuple[int, ...] = (3, 2, 1),
     ) -> None:
         super().__init__()
         self.z_dim = z_dim
         self.stride = (4, stride, stride)
         self.encoder = LightEncoder(z_dim, encoder_widths, stride)
         self.decoder = LightDecoder(z_dim, decoder_widths, decoder_blocks, stride)
+        self.small_decoder = LightDecoder(z_dim, small_widths, small_blocks, stride) if small_widths else None
+        self.uses_small = False
+        """Streams are decoded by `small_decoder`, which costs about a third."""
         self.register_buffer("mean", torch.zeros(z_dim))
         self.register_buffer("std", torch.ones(z_dim))
         self._init_unit_gain()
@@ -217,8 +222,11 @@ class LightVAE(nn.Module):
         Returns:
             Video [B, 3, 4F, H, W], about -1..1 (not clamped), and the state for the next call.
         """
+        return self._decode(self.small_decoder if self.uses_small else self.decoder, latents, state)
+
+    def _decode(self, decoder: nn.Module, latents: Tensor, state: VAEState | None) -> tuple[Tensor, VAEState]:
         scale, shift = self._affine(latents.dtype)
-        video, state = self.decoder(latents.transpose(1, 2) * scale + shift, state)
+        video, state = decoder(latents.transpose(1, 2) * scale + shift, state)
         return video.transpose(1, 2), state
 
     def reference_latent(self, image: Tensor) -> Tensor:
@@ -234,7 +242,10 @@ class LightVAE(nn.Module):
         """What a stream starts from: [B, 3, H, W] in -1..1. A still picture is its own past."""
         reference = self.reference_latent(image)
         dtype = next(self.decoder.parameters()).dtype
-        video, state = self.decode(reference.expand(-1, -1, REFERENCE_FRAMES // 4, -1, -1).to(dtype))
+        latents = reference.expand(-1, -1, REFERENCE_FRAMES // 4, -1, -1).to(dtype)
+        video, state = self._decode(self.decoder, latents, None)
+        if self.uses_small:  # the full decoder says how well a picture can be had, the small one goes on
+            state = self.decode(latents)[1]
         past = reference.expand(-1, -1, PAST_LATENTS, -1, -1)
         return Still(reference=reference, past=past, state=state, shown=video[:, :, -1])
 

@@ -59,6 +59,8 @@ def _vae(config: ModelConfig) -> nn.Module:
         encoder_widths=v.encoder_widths,
         decoder_widths=v.decoder_widths,
         decoder_blocks=v.decoder_blocks,
+        small_widths=v.small_widths,
+        small_blocks=v.small_blocks,
     )
 
 

@@ -3,6 +3,7 @@
     data     speech with mouth curves (espeak-ng)
     measure  the evaluation network (and, with --loss-meter, one for losses)
     vae      the light video VAE
+    decoder  a small decoder of the same latents, for slow machines
     audio    the speech encoder
     teacher  the diffusion transformer on latents
     eval     roll-outs through the streaming path, figures and pictures
@@ -20,8 +21,8 @@ from pathlib import Path
 
 from model.training.sitting import set_up
 
-STAGES = ("data", "measure", "vae", "audio", "teacher", "student", "polish", "eval", "export")
-SECONDS = {"measure": 150, "vae": 480, "audio": 330, "teacher": 1000}
+STAGES = ("data", "measure", "vae", "decoder", "audio", "teacher", "student", "polish", "eval", "export")
+SECONDS = {"measure": 150, "vae": 480, "decoder": 200, "audio": 330, "teacher": 1000}
 SMOKE_SECONDS = 8
 
 
@@ -34,13 +35,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--hours", type=float, default=10.0, help="data: hours of speech")
     parser.add_argument("--espeak", type=Path, help="data: folder with libespeak-ng and espeak-ng-data")
     parser.add_argument("--jobs", type=int, help="data: processes")
-    parser.add_argument("--clips", type=int, help="vae, teacher: clips to render")
+    parser.add_argument("--clips", type=int, help="vae, decoder, teacher: clips to render; eval: clips to speak")
     parser.add_argument("--batch", type=int, help="teacher: clips a step")
     parser.add_argument("--loss-meter", action="store_true", help="measure: the network that may serve losses")
-    parser.add_argument("--steps", help="eval: sigmas, for example 1,.5")
+    parser.add_argument("--steps", help="eval: sigmas, for example 1,.5, or 1,.5/same_step/small; several with ;")
     parser.add_argument("--history", choices=("same_step", "clean"), help="eval, export: ring policy")
     parser.add_argument(
-        "--checkpoint", help="eval, --resume: a finished file instead of the folder's weights, for example tiny"
+        "--checkpoint",
+        help="eval, --resume: a finished file instead of the folder's weights, for example tiny; "
+        "export: the file that the folder's small decoder is added to",
     )
     parser.add_argument("--tag", default="", help="eval: suffix of its files")
     parser.add_argument("--out", type=Path, help="export: the checkpoint file")
@@ -61,7 +64,7 @@ def main(arguments: list[str]) -> int:
 
 def run_stage(args: argparse.Namespace, seconds: float) -> object:
     more = {"clips": args.clips} if args.clips else {}
-    if args.resume and args.checkpoint:
+    if args.checkpoint and (args.resume or args.stage == "decoder"):
         from model.training.export import unpack
         from model.weights import checkpoint_path
 
@@ -86,6 +89,10 @@ def run_stage(args: argparse.Namespace, seconds: float) -> object:
             from model.training import vae_stage
 
             return vae_stage.run(args.work, seconds, args.smoke, args.resume, **more)
+        case "decoder":
+            from model.training import decoder_stage
+
+            return decoder_stage.run(args.work, seconds, args.smoke, args.resume, **more)
         case "audio":
             from model.training import audio_stage
 

@@ -270,13 +270,13 @@ def save_silence(path: Path, run: Rollout, curves: Tensor, video: Tensor, rows: 
 
 def run(
     work: Path,
-    settings: list[tuple[tuple[float, ...], str]],
+    settings: list[tuple[tuple[float, ...], str, bool]],
     smoke: bool = False,
     clips: int = 32,
     minutes: float = 1.0,
     checkpoint: Path | None = None,
 ) -> dict[str, object]:
-    """Figures of every sampler setting (noise levels, ring policy); the first also runs long. Pictures beside them."""
+    """Figures of every setting (noise levels, ring policy, small decoder) and pictures; the first also runs long."""
     set_up()
     speech = SpeechSet.load(work / "speech_held.npz")
     size, count, blocks, long_blocks = (64, 2, 3, 4) if smoke else (256, clips, 14, int(125 * minutes))
@@ -285,9 +285,10 @@ def run(
     meter = load_meter(work)
     rendered = read_rendered(meter, video)
     results: dict[str, object] = {}
-    for index, (sigmas, history) in enumerate(settings):
+    for index, (sigmas, history, is_small) in enumerate(settings):
+        trained.vae.uses_small = is_small
         kit = Kit(trained.config, trained.student, trained.vae, meter, sigmas, history)
-        figures: dict[str, object] = {"sigmas": list(sigmas), "history": history}
+        figures: dict[str, object] = {"sigmas": list(sigmas), "history": history, "small_decoder": is_small}
         short, clean = short_runs(kit, data, video, rendered, data.plan.wave * data.plan.gate)
         figures |= short
         print(json.dumps(_rounded(figures)), flush=True)
@@ -296,7 +297,7 @@ def run(
             figures["prompt"] = prompt_figures(kit, data)
             figures["long"], long = long_run(kit, data, portrait_vectors(kit, data), long_blocks)
             save_long(work / "pictures" / "long.png", long)
-        tag = f"{len(sigmas)}_{history}"
+        tag = f"{len(sigmas)}_{history}" + ("_small" if is_small else "")
         save_pictures(work / "pictures", f"_{index}_{tag}", clean, video)
         save_silence(work / "pictures" / f"silence_{index}_{tag}.png", clean, data.plan.curves, video)
         results[f"{index}_{tag}"] = _rounded(figures)

@@ -10,8 +10,9 @@ from pathlib import Path
 from torch import nn
 
 from model.config import tiny
+from model.training.decoder_stage import BLOCKS, WIDTHS
 from model.training.sitting import load_shards, save_shards
-from model.weights import build_modules, checkpoint_path, load_checkpoint, save_checkpoint
+from model.weights import build_modules, checkpoint_path, load_checkpoint, read_metadata, save_checkpoint
 
 INT8_PARTS = ("dit", "text")
 
@@ -44,6 +45,23 @@ def run(work: Path, out: Path | None, sigmas: tuple[float, ...] | None, history:
     save_checkpoint(out, modules, config, metrics, INT8_PARTS)
     size_mb = out.stat().st_size / 1e6
     print(f"export: {out.name}, {size_mb:.1f} MB", flush=True)
+    return {"file": out.name, "size_mb": round(size_mb, 2)}
+
+
+def add_decoder(work: Path, checkpoint: Path, out: Path | None) -> dict[str, object]:
+    """Write a finished checkpoint again with the small decoder from `work` in it (default: in its place)."""
+    config, metrics = read_metadata(checkpoint)
+    _, modules = load_checkpoint(checkpoint)
+    old = modules["vae"].state_dict()
+    config = replace(config, vae=replace(config.vae, small_widths=WIDTHS, small_blocks=BLOCKS))
+    modules["vae"] = build_modules(config)["vae"]
+    learned, metrics["decoder"] = load_shards(work / "decoder")
+    kept = {k: v for k, v in old.items() if not k.startswith("small_decoder.")}
+    modules["vae"].load_state_dict(kept | {f"small_decoder.{k}": v for k, v in learned.items()})
+    out = out or checkpoint
+    save_checkpoint(out, modules, config, metrics, INT8_PARTS)
+    size_mb = out.stat().st_size / 1e6
+    print(f"export: {out.name} with a small decoder, {size_mb:.1f} MB", flush=True)
     return {"file": out.name, "size_mb": round(size_mb, 2)}
 
 

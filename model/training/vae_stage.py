@@ -150,7 +150,7 @@ def run(work: Path, seconds: float, smoke: bool = False, resume: bool = False, c
     figures = evaluate(vae, test)
     sitting.report(f"final {figures}")
     save_shards(work / "vae", vae.state_dict(), figures | {"steps": sitting.iteration, "seconds": seconds})
-    _pictures(vae, test, work / "pictures")
+    save_pictures(vae, test, work / "pictures" / "vae_heldout.png")
     return figures
 
 
@@ -170,9 +170,10 @@ def measure_latents(vae: LightVAE, pool: VideoPool) -> None:
 
 
 @torch.no_grad()
-def _pictures(vae: LightVAE, pool: VideoPool, folder: Path) -> None:
+def save_pictures(vae: LightVAE, pool: VideoPool, path: Path) -> None:
+    """Rendered pictures above decoded ones."""
     k = min(8, pool.video.shape[0])
     x = pool.video[:k, :24].float() / 255
     with autocast():
         y = (vae.decode(vae.encode((x * 2 - 1).transpose(1, 2))[0])[0].transpose(1, 2).float() / 2 + 0.5).clamp(0, 1)
-    save_png(folder / "vae_heldout.png", sheet([list(x[:, 20]), list(y[:, 20])]))
+    save_png(path, sheet([list(x[:, 20]), list(y[:, 20])]))

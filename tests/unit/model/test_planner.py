@@ -72,9 +72,9 @@ def test_what_stays_is_what_was_predicted(name: str) -> None:
 
 
 def test_a_larger_wish_never_needs_less() -> None:
-    def total(plan: Plan = Plan(), **changes) -> float:
+    def total(plan: Plan | None = None, **changes) -> float:
         setting = replace(Setting(config=published(), steps=4), **changes)
-        return need_of(setting, plan, replace(ALL, decodes=True)).peak
+        return need_of(setting, plan or Plan(), replace(ALL, decodes=True)).peak
 
     base = total()
     small = replace(published(), width=512, height=288)
