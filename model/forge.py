@@ -88,13 +88,14 @@ def random_modules(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     share: Share = WHOLE_SHARE,
+    text_device: str | torch.device | None = None,
 ) -> tuple[ModelConfig, dict[str, nn.Module]]:
     """`random:mini` or `random:14b`: modules as `load_released` gives them, filled in place.
 
     Args:
         size: mini or 14b.
         seed: of all tensors.
-        device, dtype, share: as for `load_released`.
+        device, dtype, share, text_device: as for `load_released`.
 
     Raises:
         CheckpointError: the size is unknown.
@@ -103,9 +104,10 @@ def random_modules(
     shapes = shapes_of(config, share.parts)
 
     def tensors(part: str, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        place = device if part != "text" or text_device is None else text_device
         for name, shape in shapes[part].items():
             if name in wanted:
-                yield name, random_tensor(f"{part}.{name}", shape, seed, _stored(part), device)
+                yield name, random_tensor(f"{part}.{name}", shape, seed, _stored(part), place)
 
     modules = assemble(config, tensors, dtype, share)
     if "text" in modules:

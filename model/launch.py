@@ -52,6 +52,7 @@ __all__ = [
     "Ready",
     "Refused",
     "Release",
+    "RUNNABLE",
     "Report",
     "RingReader",
     "SkipReason",
@@ -64,6 +65,14 @@ __all__ = [
 
 _LAST_WORDS_S = 0.05
 """How long a process that has ended may still be heard."""
+RUNNABLE: dict[str, tuple[str, ...]] = {
+    "single": ("shared",),
+    "layers": ("shared", "own"),
+    "timestep": ("shared", "own"),
+    "sequence": ("shared", "own"),
+    "offload": ("shared",),
+}
+"""Kinds of plan that the processes started here can run, each with the places its decoder may have."""
 RING_PREFIX = "avatarcast_"
 """Begins the name of every shared memory of ours; it lives only until the server has attached."""
 

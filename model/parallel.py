@@ -64,6 +64,8 @@ class Plan:
 class ParallelConfig:
     """What a deployment asks for; `auto` and 0 leave the choice to the planner."""
 
+    gpus: str = "auto"
+    """Cards that `avatarcast plan` plans for, such as 4x24GB; auto: those of the machine, as when it is started."""
     plan: Literal["auto", "single", "timestep", "layers", "sequence", "offload"] = "auto"
     """Kind of plan; auto takes the fastest that fits the devices."""
     pipeline: int = 0
@@ -87,34 +89,3 @@ class ParallelConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; use 0 for the planner's choice, or 1 and more")
         if not 0 <= self.reserve_gb <= 64:
             raise ValueError(f"reserve_gb is {self.reserve_gb}; it must be 0 to 64")
-
-    def named_plan(self, weights_dtype: str = "bf16", kv_dtype: str = "bf16") -> Plan:
-        """The plan that the section spells out; where it leaves the kind open, one device.
-
-        Args:
-            weights_dtype, kv_dtype: bf16 or fp8.
-
-        Raises:
-            ValueError: it leaves open how many devices; one sentence naming the key.
-        """
-        kind = "single" if self.plan == "auto" else self.plan
-        if self.plan == "auto" and max(self.pipeline, self.sequence) > 1:
-            raise ValueError(
-                f"plan is auto, but pipeline is {self.pipeline} and sequence {self.sequence}; name the plan: layers, "
-                "timestep or sequence"
-            )
-        for name, kinds in (("pipeline", ("layers", "timestep")), ("sequence", ("sequence",))):
-            if kind in kinds and not getattr(self, name):
-                raise ValueError(f"{name} is 0, but plan is {kind}; say how many, for example {name}: 2")
-        offload = self.offload
-        if offload == "auto":
-            offload = "weights" if kind == "offload" else "none"
-        return Plan(
-            kind=kind,
-            pipeline=max(1, self.pipeline),
-            sequence=max(1, self.sequence),
-            weights_dtype="fp8" if weights_dtype == "fp8" else "bf16",
-            kv_dtype="fp8" if kv_dtype == "fp8" else "bf16",
-            vae="shared" if self.vae == "auto" else self.vae,
-            offload=offload,
-        )

@@ -380,6 +380,7 @@ def load_released(
     dtype: torch.dtype = torch.float32,
     share: Share = WHOLE_SHARE,
     keep_fp8: bool = False,
+    text_device: str | torch.device | None = None,
 ) -> tuple[ModelConfig, dict[str, nn.Module]]:
     """Read a released folder into modules in evaluation mode.
 
@@ -391,12 +392,14 @@ def load_released(
         dtype: of the transformer and the text encoder; the VAE and the speech encoder are float32.
         share: parts and layers to read.
         keep_fp8: leave layers that are stored in fp8 as they are; otherwise they are widened to `dtype`.
+        text_device: where the text encoder lives; None: with the others.
 
     Raises:
         CheckpointError: one sentence naming the file, and the key where one is at fault, before any weight is read.
     """
     plan = plan_released(folder, adapter)
-    tensors = lambda part, wanted: stored_tensors(plan, part, alpha, device, wanted)  # noqa: E731
+    places = {"text": text_device} if text_device is not None else {}
+    tensors = lambda part, wanted: stored_tensors(plan, part, alpha, places.get(part, device), wanted)  # noqa: E731
     modules = assemble(plan.config, tensors, dtype, share, keep_fp8)
     if "text" in modules:
         from model.umt5 import load_tokenizer

@@ -158,6 +158,7 @@ def load_weights(run: RunConfig, share: Share = WHOLE_SHARE) -> tuple[ModelConfi
         ValueError: the device cannot serve.
     """
     device = device_of(run)
+    text = "cpu" if run.text_device == "cpu" else device
     is_narrow = run.dtype == "bfloat16" or (device.type == "cuda" and run.dtype == "auto")
     dtype = torch.bfloat16 if is_narrow else torch.float32
     from model.adapter_files import adapter_file
@@ -166,7 +167,8 @@ def load_weights(run: RunConfig, share: Share = WHOLE_SHARE) -> tuple[ModelConfi
     if run.checkpoint.startswith(RANDOM):
         from model.forge import random_modules
 
-        return random_modules(run.checkpoint.removeprefix(RANDOM), device=device, dtype=dtype, share=share)
+        name = run.checkpoint.removeprefix(RANDOM)
+        return random_modules(name, device=device, dtype=dtype, share=share, text_device=text)
     path = checkpoint_path(run.checkpoint)
     if path.is_dir():
         from model.released import load_released
@@ -180,9 +182,10 @@ def load_weights(run: RunConfig, share: Share = WHOLE_SHARE) -> tuple[ModelConfi
             dtype=dtype,
             share=share,
             keep_fp8=keep,
+            text_device=text,
         )
     config, modules = load_checkpoint(path, share)
-    return config, {name: module.to(device) for name, module in modules.items()}
+    return config, {name: module.to(text if name == "text" else device) for name, module in modules.items()}
 
 
 def read_config(run: RunConfig) -> ModelConfig:

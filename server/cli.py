@@ -128,11 +128,28 @@ def generate(
     for notice in flags.notices:
         print(notice, file=sys.stderr)
     where = {"ckpt_dir": ckpt_dir, "lora": lora, "load_lora": flags.load_lora}
-    where |= {"num_clip": num_clip, "infer_frames": infer_frames, "sampling": flags.sampling, "parity": flags.parity}
+    where |= {"num_clip": num_clip, "infer_frames": infer_frames, "parity": flags.parity}
+    where |= {"sampling": {**flags.sampling, **flags.model}, "plan": flags.plan}
     where |= flags.files
     film = film_path(out, save_dir, output_name)
     wish = FilmWish(image=image, audio=audio, out=film, prompt=prompt, base_seed=base_seed, size=size, **where)
     return run_generate(load_config(config), wish, as_json=as_json)
+
+
+@app.command()
+def plan(
+    gpus: Annotated[str | None, typer.Option("--gpus", help="Cards as 4x24GB; auto: this machine's.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="Picture size, for example 704x384.")] = None,
+    config: Annotated[str | None, typer.Option("--config", help="Whose model and plan; without: the 14B's.")] = None,
+    chart: Annotated[Path | None, typer.Option("--chart", help="PNG of every device's memory.")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Which plan fits which cards: memory of every device, speed, why others miss; exit code 1 if none fits."""
+    from server.config import load_config
+    from server.planning import published_config, run_plan
+
+    loaded = published_config() if config is None else load_config(config)
+    return run_plan(loaded, gpus=gpus, size=size, chart=chart, as_json=as_json)
 
 
 @app.command()

@@ -148,13 +148,19 @@ class ModelSection(RunConfig):
     fake: FakeConfig = field(default_factory=FakeConfig)
     """What the drawn figure looks like and how slow it is; of no effect with `kind: checkpoint`."""
 
-    def launch_spec(self, log_level: str) -> dict[str, object]:
-        """The plain values that the model's process is started with."""
+    def launch_spec(self, log_level: str, plan: Plan | None = None) -> dict[str, object]:
+        """The plain values that the model's process is started with.
+
+        Args:
+            log_level: of the process.
+            plan: how the model is laid over devices; None: one process, as the model's section says.
+        """
         part = self.fake if self.kind == "fake" else RunConfig
         names = [entry.name for entry in fields(part)]
         source = self.fake if self.kind == "fake" else self
         values = {name: getattr(source, name) for name in names}
-        return {"kind": self.kind, "threads": self.threads, "log_level": log_level, **values}
+        laid_out = {} if plan is None else {"plan": asdict(plan)}
+        return {"kind": self.kind, "threads": self.threads, "log_level": log_level, **values, **laid_out}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,30 +224,6 @@ class Config:
     speech: SpeechConfig = field(default_factory=SpeechConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     outputs: OutputsConfig = field(default_factory=OutputsConfig)
-
-    def __post_init__(self) -> None:
-        self.plan()
-
-    def plan(self, model: ModelSection | None = None) -> Plan:
-        """How the model is laid over devices.
-
-        Args:
-            model: in place of the configuration's own.
-
-        Raises:
-            ConfigError: the section leaves it open.
-        """
-        model = model or self.model
-        try:
-            return self.parallel.named_plan(model.weights_dtype, model.kv_dtype)
-        except ValueError as error:
-            raise ConfigError(f"parallel: {error}") from error
-
-    def launch_spec(self, model: ModelSection | None = None) -> dict[str, object]:
-        """The plain values that the model's processes are started with; `model` replaces the configuration's own."""
-        model = model or self.model
-        spec = model.launch_spec(self.server.log_level)
-        return spec if model.kind == "fake" else {**spec, "plan": asdict(self.plan(model))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 
 from model.errors import PortraitError
+from model.parallel import Plan
 from model.portrait import decode_image
 from model.sampling import chosen_size
+from model.setting import model_sizes
 from server.config import Config, ModelSection
 from server.errors import ConfigError
 from server.film_inputs import check_pose_video, read_masks, split_masks, split_sounds
 from server.original_flags import flag_of
+from server.plan_flags import PlanFlags
+from server.planning import plan_to_run
 from streaming.offline import FilmReport, Progress, generate
 
 PLAIN_EVERY_S = 5.0
@@ -54,6 +58,8 @@ class FilmWish:
     """Pictures a clip."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Keys of `model.sampling.SamplingChoice` that the command line sets."""
+    plan: PlanFlags = field(default_factory=PlanFlags)
+    """What the command line says about cards and memory."""
     parity: bool = False
     """The file heard at once and the noise drawn by clip, as published."""
     mask: Path | None = None
@@ -130,10 +136,11 @@ def run_generate(config: Config, wish: FilmWish, *, as_json: bool) -> int:
     masks = read_masks(wish.masks, image)
     check_pose_video(wish.pose_video)
     section = _sized(_section(config, wish), image)
+    plan = _plan(config, section, wish)
     print(f"loading {section.kind if section.kind == 'fake' else section.checkpoint} …", file=sys.stderr)
     from model.worker import load  # loads torch, in this process and only here
 
-    model = load(config.launch_spec(section))
+    model = load(section.launch_spec(config.server.log_level, plan))
     block = model.info.geometry.frames_per_block
     clip_frames = wish.infer_frames // block * block
     if clip_frames == 0:
@@ -173,6 +180,16 @@ def _section(config: Config, wish: FilmWish) -> ModelSection:
         return replace(config.model, **given, **wish.sampling)
     except ValueError as error:
         raise ConfigError(f"--{flag_of(str(error))}") from error
+
+
+def _plan(config: Config, section: ModelSection, wish: FilmWish) -> Plan | None:
+    """How the model is laid over cards; refused here where it does not fit."""
+    parallel = config.parallel
+    if not wish.plan.is_empty:
+        parallel, notices = wish.plan.over(parallel, model_sizes(section.checkpoint).dit.num_heads)
+        for notice in notices:
+            print(notice, file=sys.stderr)
+    return plan_to_run(section, parallel)
 
 
 def _sized(section: ModelSection, image: np.ndarray) -> ModelSection:

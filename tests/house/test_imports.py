@@ -21,6 +21,11 @@ WITHOUT_TORCH = {"interface", "geometry", "config", "errors", "fake", "launch", 
     "sampling",
     "published",
     "published_keys",
+    "memory",
+    "gpus",
+    "plan_speed",
+    "planner",
+    "setting",
 }
 
 

@@ -1,4 +1,4 @@
-"""What the section `parallel` names, what a mesh makes of it, and what neither can do."""
+"""What a mesh makes of a plan, what each rank holds, and what cannot be laid out."""
 
 from __future__ import annotations
 
@@ -9,32 +9,9 @@ import pytest
 from model.config import DiTConfig
 from model.forge import forged_config
 from model.mesh import Mesh, check_sequence, split
-from model.parallel import ParallelConfig, Plan
+from model.parallel import Plan
 from model.rank import mesh_of
 from model.share import share_config, whole_name
-
-
-def test_a_named_plan() -> None:
-    section = ParallelConfig(plan="layers", pipeline=2, sequence=2, vae="own")
-    plan = section.named_plan("fp8", "auto")
-    assert (plan.name, plan.num_devices, plan.weights_dtype) == ("layers 2 x sequence 2 + vae", 5, "fp8")
-    assert ParallelConfig().named_plan() == Plan()
-    assert ParallelConfig(plan="offload").named_plan().offload == "weights"
-
-
-@pytest.mark.parametrize(
-    ("section", "words"),
-    [
-        ({"plan": "layers"}, "pipeline is 0"),
-        ({"plan": "sequence"}, "sequence is 0"),
-        ({"pipeline": 4}, "name the plan"),
-        ({"plan": "single", "pipeline": 2}, "one device"),
-        ({"plan": "sequence", "sequence": 2, "pipeline": 2}, "one stage"),
-    ],
-)
-def test_what_is_left_open_is_one_sentence(section: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        ParallelConfig(**section).named_plan()
 
 
 def test_every_layer_and_step_is_somewhere_once() -> None:
