@@ -455,7 +455,7 @@ class RunConfig(SamplingChoice):
     decoder: Literal["auto", "full", "small"] = "auto"
     """Of the video VAE: full, small where the checkpoint has one, or auto: what the timing at start-up allows."""
     threads: int = 0
-    """Processor threads of the model; 0 leaves one core to the server, unless a block would then take too long."""
+    """Processor threads of the model; 0 takes the cores this process may use but one, which is left to the server."""
     load: float = 0.35
     """Share of a block's length that its computation may take before `auto` chooses the light schedule."""
 

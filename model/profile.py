@@ -28,9 +28,7 @@ from model.offload import is_streamed
 MAX_AUTO_THREADS = 4
 """More threads than this do not speed up pictures and layers of these sizes."""
 SLOW_LOAD = 0.5
-"""Share of a block's length beyond which the small decoder, and then one more thread, are tried."""
-WORTH_A_CORE = 0.85
-"""One more thread is kept where it brings a block below this share of its time; the server has to do without it."""
+"""Share of a block's length beyond which the small decoder is taken where there is one."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _KEPT_BYTES = -1, -3, 256 << 20
 _BUDGET_S = 0.15
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float8_e4m3fn: "fp8"}
@@ -199,7 +197,7 @@ class _Timed:
 
 @torch.inference_mode()
 def choose_profile(config: ModelConfig, modules: dict[str, nn.Module], run: RunConfig) -> Profile:
-    """Time the modules, keep them in the faster precision, and choose schedule, decoder and threads.
+    """Time the modules, keep them in the faster precision, and choose schedule and decoder.
 
     Args:
         config: sizes; the picture size already the one that will run.
@@ -225,17 +223,6 @@ def choose_profile(config: ModelConfig, modules: dict[str, nn.Module], run: RunC
         timed.choose_decoder(small=True)
         schedule, sigmas, block_s, timed.reasons["schedule"] = _schedule(config, run, timed.stage_s)
         timed.reasons["decoder"] = f"small decoder: a block takes {slow}"
-    if block_s > limit and not run.threads and threads < min(cores, MAX_AUTO_THREADS) and timed.device.type == "cpu":
-        before, threads = (block_s, threads, timed.stage_s), threads + 1
-        torch.set_num_threads(threads)
-        timed.time()
-        schedule, sigmas, block_s, timed.reasons["schedule"] = _schedule(config, run, timed.stage_s)
-        figures = f"a block takes {before[0]:.2f} s with {before[1]} threads and {block_s:.2f} s with {threads}"
-        if block_s > WORTH_A_CORE * before[0]:
-            threads, timed.stage_s = before[1:]
-            torch.set_num_threads(threads)
-            schedule, sigmas, block_s, timed.reasons["schedule"] = _schedule(config, run, timed.stage_s)
-        timed.reasons["threads"] = f"{threads} threads: {figures}"
     if block_s > config.geometry.block_s:
         timed.reasons["warning"] = (
             f"a block takes {block_s:.2f} s of its {config.geometry.block_s:.2f} s, so pictures will hold now and "
