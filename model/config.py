@@ -454,6 +454,12 @@ class RunConfig(SamplingChoice):
     """Where the prompt encoder lives: auto with the transformer, cpu in main memory (slower prompts, 11 GB saved)."""
     decoder: Literal["auto", "full", "small"] = "auto"
     """Of the video VAE: full, small where the checkpoint has one, or auto: what the timing at start-up allows."""
+    text_load: Literal["start", "needed"] = "start"
+    """When the published prompt encoder (11 GB) is read: at the start, or when a prompt comes that is not on disk."""
+    cache: str = "auto"
+    """Folder of encoded prompts and portraits of released checkpoints; auto: the user's cache folder; off: none."""
+    cache_gb: float = 2.0
+    """Most of it (1e9 bytes); what was used longest ago goes first."""
     threads: int = 0
     """Processor threads of the model; 0 takes the cores this process may use but one, which is left to the server."""
     load: float = 0.35
@@ -487,6 +493,9 @@ class RunConfig(SamplingChoice):
             not self.lora or (is_folder and not self.checkpoint.startswith("random:")),
             f"lora is {self.lora!r} but checkpoint {self.checkpoint!r} takes no adapter; name a released folder",
         )
+        _check(self.text_load in ("start", "needed"), f"text_load is {self.text_load!r}; choose start or needed")
+        _check(bool(self.cache), "cache is empty; name a folder, auto or off")
+        _check(self.cache_gb > 0, f"cache_gb is {self.cache_gb}; use a positive number, or set cache to off")
         _check(self.threads >= 0, f"threads is {self.threads}; use 0 for all cores, or a number above 0")
         _check(0 < self.load <= 1, f"load is {self.load}; choose a value above 0 and up to 1")
         self.check_sampling()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from model.component_config import XLSRAudioConfig
 from model.config import DiTConfig, ModelConfig
+from model.disk_cache import DiskCache, identity_of
 from model.errors import CheckpointError
 from model.fp8 import Fp8Linear, Rounded, can_round
 from model.lora import AdapterPlan, merge_pair, plan_adapter
@@ -381,6 +382,9 @@ def load_released(
     share: Share = WHOLE_SHARE,
     keep_fp8: bool = False,
     text_device: str | torch.device | None = None,
+    cache: Path | None = None,
+    cache_bytes: int = 0,
+    defer_text: bool = False,
 ) -> tuple[ModelConfig, dict[str, nn.Module]]:
     """Read a released folder into modules in evaluation mode.
 
@@ -393,18 +397,36 @@ def load_released(
         share: parts and layers to read.
         keep_fp8: leave layers that are stored in fp8 as they are; otherwise they are widened to `dtype`.
         text_device: where the text encoder lives; None: with the others.
+        cache, cache_bytes: folder for encoded prompts and portraits and its bound; None keeps nothing.
+        defer_text: read the prompt encoder when a prompt comes that is not on disk.
 
     Raises:
         CheckpointError: one sentence naming the file, and the key where one is at fault, before any weight is read.
     """
     plan = plan_released(folder, adapter)
     places = {"text": text_device} if text_device is not None else {}
-    tensors = lambda part, wanted: stored_tensors(plan, part, alpha, places.get(part, device), wanted)  # noqa: E731
-    modules = assemble(plan.config, tensors, dtype, share, keep_fp8)
-    if "text" in modules:
-        from model.umt5 import load_tokenizer
 
-        modules["text"].tokenizer = load_tokenizer(plan.folder / TOKENIZER)
+    def tensors(part: str, wanted: Collection[str] | None = None) -> Iterator[tuple[str, Tensor | Rounded]]:
+        return stored_tensors(plan, part, alpha, places.get(part, device), wanted)
+
+    modules = assemble(plan.config, tensors, dtype, share, keep_fp8, leave_out=("text",) if defer_text else ())
+    from model.umt5 import Thrift, load_tokenizer
+
+    def cache_of(precision: torch.dtype, *names: str) -> DiskCache | None:
+        if cache is None:
+            return None
+        identity = f"{identity_of(*(plan.folder / name for name in names))} {precision} {torch.device(device).type}"
+        return DiskCache(cache, cache_bytes, identity)
+
+    if "text" in modules:
+        text = modules["text"]
+        text.tokenizer = load_tokenizer(plan.folder / TOKENIZER)
+        fill = (lambda: fill_part("text", text, tensors("text"), dtype)) if defer_text else None
+        tokenizer = sorted(str(path.relative_to(plan.folder)) for path in (plan.folder / TOKENIZER).iterdir())
+        place_of_text = torch.device(places.get("text", device))
+        text.thrift = Thrift(cache=cache_of(dtype, TEXT, CONFIG, *tokenizer), device=place_of_text, fill=fill)
+    if "vae" in modules:
+        modules["vae"].cache = cache_of(torch.float32, VAE)
     return plan.config, modules
 
 
@@ -414,6 +436,7 @@ def assemble(
     dtype: torch.dtype,
     share: Share = WHOLE_SHARE,
     keep_fp8: bool = False,
+    leave_out: Collection[str] = (),
 ) -> dict[str, nn.Module]:
     """Modules built without memory and filled tensor by tensor.
 
@@ -421,22 +444,36 @@ def assemble(
         config: what to build.
         tensors: those of a part's parameters that are named, on their device; names of one shared tensor may repeat it.
         dtype, share, keep_fp8: as for `load_released`.
+        leave_out: parts that stay without memory, for `fill_part`.
     """
     with torch.device("meta"):
         modules = build_modules(share.config(config), share.parts)
     for part, module in modules.items():
-        wanted = dtype if part in ("dit", "text") else torch.float32
-        names = share.names(part, module.state_dict(), config.dit)
-        for name, value in tensors(part, names):
-            if isinstance(value, Rounded) and keep_fp8:
-                place_rounded(module, names[name], value)
-            else:
-                place(module, names[name], (value.wide() if isinstance(value, Rounded) else value).to(wanted))
-        if part == "text":
-            module.encoder.embed_tokens.weight = module.shared.weight
-        bare = [name for name, value in module.state_dict().items() if value.is_meta]
-        assert not bare, f"{part}.{bare[0]} was not filled"
+        if part not in leave_out:
+            names = share.names(part, module.state_dict(), config.dit)
+            own = ((names[name], value) for name, value in tensors(part, names))
+            fill_part(part, module, own, dtype, keep_fp8)
     return modules
+
+
+def fill_part(
+    part: str,
+    module: nn.Module,
+    tensors: Iterator[tuple[str, Tensor | Rounded]],
+    dtype: torch.dtype,
+    keep_fp8: bool = False,
+) -> None:
+    """Give a module that was built without memory its parameters; arguments as for `assemble`."""
+    wanted = dtype if part in ("dit", "text") else torch.float32
+    for name, value in tensors:
+        if isinstance(value, Rounded) and keep_fp8:
+            place_rounded(module, name, value)
+        else:
+            place(module, name, (value.wide() if isinstance(value, Rounded) else value).to(wanted))
+    if part == "text":
+        module.encoder.embed_tokens.weight = module.shared.weight
+    bare = [name for name, value in module.state_dict().items() if value.is_meta]
+    assert not bare, f"{part}.{bare[0]} was not filled"
 
 
 def place(module: nn.Module, name: str, value: Tensor) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import html
 import logging
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 from transformers import UMT5Config, UMT5EncoderModel  # noqa: E402  (the switch above must come first)
 
 from model.component_config import UMT5TextConfig  # noqa: E402
+from model.disk_cache import DiskCache  # noqa: E402
 from model.errors import CheckpointError, UnsupportedError  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,18 @@ def clean(prompt: str) -> str:
             raise UnsupportedError(f"the prompt {prompt!r} needs the package ftfy; install it, or use ASCII") from None
         prompt = ftfy.fix_text(prompt)
     return " ".join(html.unescape(html.unescape(prompt)).split())
+
+
+@dataclass(slots=True, kw_only=True)
+class Thrift:
+    """How an encoder saves what it costs: prompts known on disk, weights read when one is not."""
+
+    cache: DiskCache | None
+    """Of encoded prompts."""
+    device: torch.device
+    """Where they are wanted, and where the weights go."""
+    fill: Callable[[], None] | None
+    """Reads the weights; None once that is done."""
 
 
 class Tokens(NamedTuple):
@@ -75,6 +90,7 @@ class UMT5Text(nn.Module):
         self.cfg = cfg
         self.tokenizer: Any = None
         """As `load_tokenizer` gives it; whoever loads the weights sets it."""
+        self.thrift: Thrift | None = None
         library = UMT5EncoderModel(
             UMT5Config(
                 vocab_size=cfg.vocab,
@@ -116,6 +132,18 @@ class UMT5Text(nn.Module):
 
         A prompt that is too long is cut, with a warning in the log that says by how much.
         """
+        if self.thrift is None:
+            return self._encoded(prompt)
+        cache, device = self.thrift.cache, self.thrift.device
+        if cache is None:
+            return self._encoded(prompt)
+        return cache.get("prompt", clean(prompt).encode(), lambda: self._encoded(prompt), device)
+
+    def _encoded(self, prompt: str) -> Tensor:
+        if self.thrift is not None and self.thrift.fill is not None:
+            log.info("reading the prompt encoder for a prompt that is not on disk")
+            fill, self.thrift.fill = self.thrift.fill, None
+            fill()
         ids, num_cut = self.tokens(prompt)
         if num_cut:
             log.warning(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from model.component_config import WanVAEConfig
+from model.disk_cache import DiskCache
 from model.state import State
 from model.vae import Still
 from model.wan_decoder import WanDecoder
@@ -53,6 +54,8 @@ class WanVAE(nn.Module):
         self.encoder, self.decoder = WanEncoder(cfg), WanDecoder(cfg)
         self.quant_conv = nn.Conv3d(2 * cfg.z_dim, 2 * cfg.z_dim, 1)
         self.post_quant_conv = nn.Conv3d(cfg.z_dim, cfg.z_dim, 1)
+        self.cache: DiskCache | None = None
+        """Of portraits' latents; whoever loads the weights may set it."""
 
     def encode(self, video: Tensor, state: WanMemory | None = None) -> tuple[Tensor, WanMemory]:
         """Pictures to normalised latents, the mean of the posterior.
@@ -114,12 +117,19 @@ class WanVAE(nn.Module):
         """
         cfg = self.cfg
         video = image[:, :, None].expand(-1, -1, 1 + cfg.stride[0] * (cfg.motion_latents - 1), -1, -1)
-        past, _ = self.encode(video)
+        past = self._encoded(video, image)
         missing = max(0, cfg.warmup_latents - cfg.motion_latents)
         warmup = torch.cat([past, past[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2)[:, :, : cfg.warmup_latents]
         shown, state = self.decode(warmup)
         reference = past[:, :, :1] if cfg.reference_latent == "first" else past[:, :, 1:2]
         return Still(reference=reference, past=past, state=state, shown=shown[:, :, -1])
+
+    def _encoded(self, video: Tensor, image: Tensor) -> Tensor:
+        """Latents of a still video, from disk where the picture is known."""
+        if self.cache is None:
+            return self.encode(video)[0]
+        picture = repr((tuple(video.shape), str(image.dtype))).encode() + image.cpu().contiguous().numpy().tobytes()
+        return self.cache.get("portrait", picture, lambda: self.encode(video)[0], image.device)
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         return _per_channel(self.cfg.latents_mean, device), _per_channel(self.cfg.latents_std, device)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from model.component_config import UMT5TextConfig, WanVAEConfig, XLSRAudioConfig
 from model.config import ModelConfig, RunConfig
+from model.disk_cache import cache_folder
 from model.errors import CheckpointError
 from model.fast import can_fp8, device_of
 from model.published import RANDOM, early_config
@@ -183,6 +184,9 @@ def load_weights(run: RunConfig, share: Share = WHOLE_SHARE) -> tuple[ModelConfi
             share=share,
             keep_fp8=keep,
             text_device=text,
+            cache=cache_folder(run.cache),
+            cache_bytes=int(run.cache_gb * 1e9),
+            defer_text=run.text_load == "needed",
         )
     config, modules = load_checkpoint(path, share)
     return config, {name: module.to(text if name == "text" else device) for name, module in modules.items()}

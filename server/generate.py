@@ -174,6 +174,7 @@ def _section(config: Config, wish: FilmWish) -> ModelSection:
     given = {name: value for name, value in changes.items() if value is not None}
     if wish.ckpt_dir is not None:
         given = {"kind": "checkpoint", "lora": "", **given}
+    given["text_load"] = "needed"  # a film has one prompt, which may be on disk
     if wish.parity:
         given["noise"] = "clip"
     try:
