@@ -456,6 +456,8 @@ class RunConfig(SamplingChoice):
     """Folder of encoded prompts and portraits of released checkpoints; auto: the user's cache folder; off: none."""
     cache_gb: float = 2.0
     """Most of it (1e9 bytes); what was used longest ago goes first."""
+    text_device: Literal["auto", "cpu"] = "auto"
+    """Where the prompt encoder lives: auto with the transformer, cpu in main memory (slower prompts, 11 GB saved)."""
     decoder: Literal["auto", "full", "small"] = "auto"
     """Of the video VAE: full, small where the checkpoint has one, or auto: what the timing at start-up allows."""
     threads: int = 0
@@ -473,6 +475,10 @@ class RunConfig(SamplingChoice):
         _check(
             self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdecimal(),
             f"device is {self.device!r}; choose auto, cpu, cuda or cuda:N",
+        )
+        _check(
+            self.text_device in ("auto", "cpu"),
+            f"text_device is {self.text_device!r}; choose auto, or cpu for the host",
         )
         for name in ("weights_dtype", "kv_dtype"):
             value = getattr(self, name)

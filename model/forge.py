@@ -81,14 +81,19 @@ def shapes_of(config: ModelConfig) -> dict[str, Shapes]:
 
 
 def random_modules(
-    size: str, *, seed: int = 0, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    size: str,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    text_device: str | torch.device | None = None,
 ) -> tuple[ModelConfig, dict[str, nn.Module]]:
     """`random:mini` or `random:14b`: modules as `load_released` gives them, filled in place.
 
     Args:
         size: mini or 14b.
         seed: of all tensors.
-        device, dtype: as for `load_released`.
+        device, dtype, text_device: as for `load_released`.
 
     Raises:
         CheckpointError: the size is unknown.
@@ -97,8 +102,9 @@ def random_modules(
     shapes = shapes_of(config)
 
     def tensors(part: str) -> Iterator[tuple[str, Tensor]]:
+        place = device if part != "text" or text_device is None else text_device
         for name, shape in shapes[part].items():
-            yield name, random_tensor(f"{part}.{name}", shape, seed, _stored(part), device)
+            yield name, random_tensor(f"{part}.{name}", shape, seed, _stored(part), place)
 
     modules = assemble(config, tensors, dtype)
     modules["text"].tokenizer = _tokenizer()

@@ -327,7 +327,7 @@ class Generator:
             raise UnknownSessionError(f"session {name} is not open; open it before sending blocks") from None
 
     def _prompt(self, prompt: str) -> TextKV:
-        return self.dit.text_kv(self.text.encode(prompt))
+        return self.dit.text_kv(self.text.encode(prompt).to(self._device))
 
     def _silence(self, speakers: int, weights: Tensor | None) -> AudioCondition | None:
         if self._negative is None:

@@ -51,6 +51,7 @@ __all__ = [
     "Ready",
     "Refused",
     "Release",
+    "RUNNABLE",
     "Report",
     "RingReader",
     "SkipReason",
@@ -61,6 +62,8 @@ __all__ = [
     "WorkerProcess",
 ]
 
+RUNNABLE: dict[str, tuple[str, ...]] = {"single": ("shared",)}
+"""Kinds of plan that the processes started here can run, each with the places its decoder may have."""
 RING_PREFIX = "avatarcast_"
 """Begins the name of every shared memory of ours; it lives only until the server has attached."""
 

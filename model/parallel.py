@@ -64,6 +64,8 @@ class Plan:
 class ParallelConfig:
     """What a deployment asks for; `auto` and 0 leave the choice to the planner."""
 
+    gpus: str = "auto"
+    """Cards that `avatarcast plan` plans for, such as 4x24GB; auto: those of the machine, as when it is started."""
     plan: Literal["auto", "single", "timestep", "layers", "sequence", "offload"] = "auto"
     """Kind of plan; auto takes the fastest that fits the devices."""
     pipeline: int = 0

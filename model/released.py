@@ -375,6 +375,7 @@ def load_released(
     cache: Path | None = None,
     cache_bytes: int = 0,
     defer_text: bool = False,
+    text_device: str | torch.device | None = None,
 ) -> tuple[ModelConfig, dict[str, nn.Module]]:
     """Read a released folder into modules in evaluation mode.
 
@@ -387,28 +388,30 @@ def load_released(
         keep_fp8: leave layers that are stored in fp8 as they are; otherwise they are widened to `dtype`.
         cache, cache_bytes: folder for encoded prompts and portraits and its bound; None keeps nothing.
         defer_text: read the prompt encoder when a prompt comes that is not on disk.
+        text_device: where the text encoder lives; None: with the others.
 
     Raises:
         CheckpointError: one sentence naming the file, and the key where one is at fault, before any weight is read.
     """
     plan = plan_released(folder, adapter)
-    tensors = lambda part: stored_tensors(plan, part, alpha, device)  # noqa: E731
+    place = torch.device(device if text_device is None else text_device)
+    tensors = lambda part: stored_tensors(plan, part, alpha, place if part == "text" else device)  # noqa: E731
     modules = assemble(plan.config, tensors, dtype, keep_fp8, leave_out=("text",) if defer_text else ())
     from model.umt5 import Thrift, load_tokenizer
 
-    text, vae, device = modules["text"], modules["vae"], torch.device(device)
+    text, vae = modules["text"], modules["vae"]
     text.tokenizer = load_tokenizer(plan.folder / TOKENIZER)
 
-    def cache_of(precision: torch.dtype, *names: str) -> DiskCache | None:
+    def cache_of(where: torch.device, precision: torch.dtype, *names: str) -> DiskCache | None:
         if cache is None:
             return None
-        identity = f"{identity_of(*(plan.folder / name for name in names))} {precision} {device.type}"
+        identity = f"{identity_of(*(plan.folder / name for name in names))} {precision} {where.type}"
         return DiskCache(cache, cache_bytes, identity)
 
     fill = (lambda: fill_part("text", text, tensors("text"), dtype)) if defer_text else None
     tokenizer = sorted(str(path.relative_to(plan.folder)) for path in (plan.folder / TOKENIZER).iterdir())
-    text.thrift = Thrift(cache=cache_of(dtype, TEXT, CONFIG, *tokenizer), device=device, fill=fill)
-    vae.cache = cache_of(torch.float32, VAE)
+    text.thrift = Thrift(cache=cache_of(place, dtype, TEXT, CONFIG, *tokenizer), device=place, fill=fill)
+    vae.cache = cache_of(torch.device(device), torch.float32, VAE)
     return plan.config, modules
 
 

@@ -153,6 +153,7 @@ def load_weights(run: RunConfig) -> tuple[ModelConfig, dict[str, nn.Module]]:
         ValueError: the device cannot serve.
     """
     device = device_of(run)
+    text = "cpu" if run.text_device == "cpu" else device
     is_narrow = run.dtype == "bfloat16" or (device.type == "cuda" and run.dtype == "auto")
     dtype = torch.bfloat16 if is_narrow else torch.float32
     from model.adapter_files import adapter_file
@@ -161,7 +162,7 @@ def load_weights(run: RunConfig) -> tuple[ModelConfig, dict[str, nn.Module]]:
     if run.checkpoint.startswith(RANDOM):
         from model.forge import random_modules
 
-        return random_modules(run.checkpoint.removeprefix(RANDOM), device=device, dtype=dtype)
+        return random_modules(run.checkpoint.removeprefix(RANDOM), device=device, dtype=dtype, text_device=text)
     path = checkpoint_path(run.checkpoint)
     if path.is_dir():
         from model.released import load_released
@@ -177,9 +178,10 @@ def load_weights(run: RunConfig) -> tuple[ModelConfig, dict[str, nn.Module]]:
             cache=cache_folder(run.cache),
             cache_bytes=int(run.cache_gb * 1e9),
             defer_text=run.text_load == "needed",
+            text_device=text,
         )
     config, modules = load_checkpoint(path)
-    return config, {name: module.to(device) for name, module in modules.items()}
+    return config, {name: module.to(text if name == "text" else device) for name, module in modules.items()}
 
 
 def read_metadata(path: str | Path) -> tuple[ModelConfig, dict[str, Any]]:

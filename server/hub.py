@@ -29,6 +29,7 @@ from server.errors import ApiError
 from server.live import LiveSession, Surroundings
 from server.metrics import LoopLag, Metrics
 from server.pages import Gallery
+from server.planning import plan_to_run
 from server.preview import preview_stream
 from server.rates import Rates
 from server.schemas import Capacity, NewSession, Planned, QueueTicket, SessionChange, SessionCreated
@@ -53,7 +54,7 @@ class Hub:
         clock: the clock that sessions run on.
 
     Raises:
-        StartError: credentials are needed and missing.
+        StartError: credentials are needed and missing, or the model does not fit the cards.
         CheckpointError: the checkpoint is missing or broken.
     """
 
@@ -72,7 +73,8 @@ class Hub:
             ended=lambda id: id not in self._sessions,
         )
         self.gallery = Gallery()
-        self.engine = Engine(config.model.launch_spec(config.server.log_level), config.streaming.engine)
+        plan = plan_to_run(config.model, config.parallel)
+        self.engine = Engine(config.model.launch_spec(config.server.log_level, plan), config.streaming.engine)
         self.lag = LoopLag(self.metrics)
         self.preview = preview_stream(config.model)
         self.start_error: str | None = None

@@ -21,6 +21,12 @@ WITHOUT_TORCH = {"interface", "geometry", "config", "errors", "fake", "launch", 
     "sampling",
     "published",
     "published_keys",
+    "parallel",
+    "memory",
+    "gpus",
+    "plan_speed",
+    "planner",
+    "setting",
 }
 
 
