@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.vae import LightDecoder, MemoryBlock, PixelNorm, PlainBlock, Stage, VAEState
+from model.vae import NORM_EPS, LightDecoder, MemoryBlock, PixelNorm, PlainBlock, Stage, VAEState
 
-_EPS = 1e-6
 _STEP = ([1, 1], [1, 1], [1, 1], 1)
 """Padding, stride, dilation and groups of every convolution here."""
 
@@ -75,7 +74,7 @@ class _Block(nn.Module):
         """previous: [B, 1, C / 4, h, w] where this block has memory and the stream a past."""
         width, count = self.width, x.shape[0] // batch
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = scale.square_().div_(width).add_(_EPS).rsqrt_().to(x.dtype)
+        scale = scale.square_().div_(width).add_(NORM_EPS).rsqrt_().to(x.dtype)
         if self.reduce is None:
             y = x * scale
         else:

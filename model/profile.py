@@ -142,31 +142,38 @@ class _Timed:
         """Whether the VAE has a second, cheaper decoder."""
         return getattr(self.vae, "small_decoder", None) is not None
 
-    def choose_precision(self) -> None:
-        """The transformer and the decoder in the faster precision, or as configured."""
+    def choose(self) -> None:
+        """Every part in the faster precision or as configured, and timed."""
+        audio, dit = self.modules["audio"], self.modules["dit"]
+        window = torch.zeros(1, self.config.window.samples, device=self.device)
+        self.stage_s["audio"] = time_of(lambda: audio.window_features(window, 0, audio.listen())).typical
         if self.device.type == "cuda":
             self.dit_dtype, self.vae_dtype = make_fast(self.modules, self.run, self.reasons)
-            return self.time()
-        self.modules["dit"], self.dit_dtype, self.reasons["dit_dtype"] = _faster(
-            self.modules["dit"], self.run.dtype, lambda module: _time_pass(self.config, module), "a pass"
-        )
+            self.stage_s["pass"] = time_of(_time_pass(self.config, dit, self.kv_dtype)).typical
+        else:
+            self.modules["dit"], self.dit_dtype, self.stage_s["pass"], self.reasons["dit_dtype"] = _faster(
+                dit, self.run.dtype, lambda module: _time_pass(self.config, module), "a pass"
+            )
         self.choose_decoder(small=self.run.decoder == "small")
 
     def choose_decoder(self, small: bool) -> None:
-        """Decode with the full or the small decoder, in the faster precision, and time everything."""
+        """Decode with the full or the small decoder: on a processor folded, in the faster precision; and timed."""
         if small and not self.has_small:
             raise ValueError(f"decoder is small, but checkpoint {self.config.name} has none; choose auto or full")
         if self.has_small:
             self.vae.uses_small = small
-        if self.device.type != "cuda":
-            name = "small_decoder" if small else "decoder"
-            decoder, self.vae_dtype, self.reasons["vae_dtype"] = _faster(
-                fold(getattr(self.vae, name)), self.run.dtype, lambda d: self._decoding(name, d), "a latent"
+        name = "small_decoder" if small else "decoder"
+        decoder = getattr(self.vae, name)
+        if self.device.type == "cuda":
+            latent_s = time_of(self._decoding(name, decoder.to(self.vae_dtype))).typical
+        else:
+            decoder, self.vae_dtype, latent_s, self.reasons["vae_dtype"] = _faster(
+                fold(decoder), self.run.dtype, lambda d: self._decoding(name, d), "a latent"
             )
             setattr(self.vae, name, decoder)
             if small:
                 self.vae.decoder = fold(self.vae.decoder).to(self.vae_dtype)
-        self.time()
+        self.stage_s["vae"] = latent_s * self.config.stream.frames_per_block
 
     def _decoding(self, name: str, decoder: nn.Module) -> Callable[[], object]:
         setattr(self.vae, name, decoder)
@@ -174,19 +181,6 @@ class _Timed:
         latents = torch.zeros(1, self.config.vae.z_dim, 1, *_latent_size(self.config), dtype=dtype, device=self.device)
         state = self.vae.decode(latents)[1]
         return lambda: self.vae.decode(latents, state)
-
-    def time(self) -> None:
-        """Seconds of sound, of one pass, and of decoding a block, as things stand now."""
-        config, audio = self.config, self.modules["audio"]
-        small = self.has_small and self.vae.uses_small
-        name = "small_decoder" if small else "decoder"
-        window = torch.zeros(1, config.window.samples, device=self.device)
-        latent_s = time_of(self._decoding(name, getattr(self.vae, name))).typical
-        self.stage_s = {
-            "audio": time_of(lambda: audio.window_features(window, 0, audio.listen())).typical,
-            "pass": time_of(_time_pass(config, self.modules["dit"], self.kv_dtype)).typical,
-            "vae": latent_s * config.stream.frames_per_block,
-        }
 
 
 @torch.inference_mode()
@@ -209,7 +203,7 @@ def choose_profile(config: ModelConfig, modules: dict[str, nn.Module], run: RunC
         modules["vae"].to(memory_format=torch.channels_last)
     if timed.device.type == "cpu":
         keep_freed_memory()
-    timed.choose_precision()
+    timed.choose()
     schedule, sigmas, block_s, timed.reasons["schedule"] = _schedule(config, run, timed.stage_s)
     limit = SLOW_LOAD * config.geometry.block_s
     if block_s > limit and timed.has_small and run.decoder == "auto":
@@ -255,18 +249,19 @@ def _latent_size(config: ModelConfig) -> tuple[int, int]:
 
 def _faster(
     module: nn.Module, wanted: str, prepare: Callable[[nn.Module], Callable[[], object]], unit: str
-) -> tuple[nn.Module, torch.dtype, str]:
-    """The module in the wanted or the faster precision, and the reason."""
+) -> tuple[nn.Module, torch.dtype, float, str]:
+    """The module in the wanted or the faster precision, with its time and the reason."""
     if wanted != "auto":
         dtype = torch.bfloat16 if wanted == "bfloat16" else torch.float32
-        return module.to(dtype), dtype, f"{wanted} as configured"
+        module = module.to(dtype)
+        return module, dtype, time_of(prepare(module)).typical, f"{wanted} as configured"
     wide = time_of(prepare(module))
     narrow_module = copy.deepcopy(module).to(torch.bfloat16)
     narrow = time_of(prepare(narrow_module), give_up_s=2 * wide.best + 0.05)
     figures = f"{unit} takes {1000 * wide.best:.0f} ms in float32 and {1000 * narrow.best:.0f} ms in bfloat16"
     if narrow.best < 0.95 * wide.best:
-        return narrow_module, torch.bfloat16, f"bfloat16: {figures}"
-    return module, torch.float32, f"float32: {figures}"
+        return narrow_module, torch.bfloat16, narrow.typical, f"bfloat16: {figures}"
+    return module, torch.float32, wide.typical, f"float32: {figures}"
 
 
 def _time_pass(config: ModelConfig, dit: nn.Module, kv_dtype: torch.dtype | None = None) -> Callable[[], object]:

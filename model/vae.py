@@ -21,6 +21,9 @@ VAEState = tuple[Tensor, ...]
 REFERENCE_FRAMES = 12
 """How often a still picture is repeated before its latent is taken: longer than the encoder's temporal field."""
 
+NORM_EPS = 1e-6
+"""What norms add to the mean square."""
+
 PAST_LATENTS = 19
 """Latent frames of the past that the frame packer sees."""
 
@@ -51,7 +54,7 @@ class PixelNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.permute(0, 2, 3, 1), self.gain.shape, self.gain.to(x.dtype), 1e-6).permute(0, 3, 1, 2)
+        return F.rms_norm(x.permute(0, 2, 3, 1), self.gain.shape, self.gain.to(x.dtype), NORM_EPS).permute(0, 3, 1, 2)
 
 
 class MemoryBlock(nn.Module):
@@ -183,7 +186,7 @@ class LightVAE(nn.Module):
         self.decoder = LightDecoder(z_dim, decoder_widths, decoder_blocks, stride)
         self.small_decoder = LightDecoder(z_dim, small_widths, small_blocks, stride) if small_widths else None
         self.uses_small = False
-        """Streams are decoded by `small_decoder`, which costs about a third."""
+        """Streams are decoded by `small_decoder`, which costs less than half."""
         self.register_buffer("mean", torch.zeros(z_dim))
         self.register_buffer("std", torch.ones(z_dim))
         self._init_unit_gain()

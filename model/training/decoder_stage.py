@@ -13,8 +13,8 @@ from torch import Tensor
 
 from model.training.clips import SpeechSet
 from model.training.optimiser import Muon
-from model.training.sitting import DEVICE, Average, CapturedStep, Sitting, autocast, load_shards, save_shards
-from model.training.vae_stage import VideoPool, evaluate, reconstruction_loss, save_pictures
+from model.training.sitting import DEVICE, Sitting, autocast, load_shards, save_shards
+from model.training.vae_stage import VideoPool, capture, evaluate, fit, reconstruction_loss, save_pictures
 from model.vae import LightVAE
 
 WIDTHS, BLOCKS = (128, 64, 32), (3, 2, 1)
@@ -35,7 +35,6 @@ def run(work: Path, seconds: float, smoke: bool = False, resume: bool = False, c
     if resume:
         decoder.load_state_dict(load_shards(work / "decoder")[0])
     optimiser = Muon(decoder, 0.02, 2e-3, exclude=("conv_in", "conv_out"))
-    average = Average(decoder, 0.03)
     loss_fn = torch.compile(reconstruction_loss) if DEVICE.type == "cuda" else reconstruction_loss
 
     def step(x: Tensor, weight: Tensor) -> Tensor:
@@ -49,20 +48,10 @@ def run(work: Path, seconds: float, smoke: bool = False, resume: bool = False, c
         optimiser.step()
         return loss.detach()
 
-    optimiser.set_rates(0.01)
-    captured = CapturedStep(step, pool.sample(batch))
+    captured = capture(step, optimiser, pool.sample(batch))
     sitting = Sitting("decoder", seconds, 20 if not smoke else 3)
-    while not sitting.done:
-        optimiser.set_rates(sitting.rate(0.5 if resume else 1.0, 100))
-        loss = captured(*pool.sample(batch))
-        if sitting.iteration % 4 == 0:
-            average.update()
-        if sitting.tick(loss):
-            sitting.report(str(evaluate(vae, test)))
-    live, live_psnr = {k: v.clone() for k, v in decoder.state_dict().items()}, evaluate(vae, test)["psnr"]
-    decoder.load_state_dict(average.values)
-    if live_psnr > evaluate(vae, test)["psnr"]:
-        decoder.load_state_dict(live)
+    peak = 0.5 if resume else 1.0
+    fit(decoder, captured, optimiser, sitting, lambda: pool.sample(batch), lambda: evaluate(vae, test), peak)
     figures = evaluate(vae, test)
     sitting.report(f"final {figures}; the full decoder {full}")
     note = {"full": full, "steps": sitting.iteration, "seconds": seconds}

@@ -68,9 +68,12 @@ def add_decoder(work: Path, checkpoint: Path, out: Path | None) -> dict[str, obj
 def unpack(checkpoint: Path, work: Path) -> None:
     """Put the parts of a finished checkpoint into `work` as the stages leave them, so that they go on with --resume."""
     _, modules = load_checkpoint(checkpoint)
+    whole, small = modules["vae"].state_dict(), "small_decoder."
+    if any(k.startswith(small) for k in whole):
+        save_shards(work / "decoder", {k.removeprefix(small): v for k, v in whole.items() if k.startswith(small)})
+    save_shards(work / "vae", {k: v for k, v in whole.items() if not k.startswith(small)}, {"from": checkpoint.name})
     parts = {
         "teacher": {"dit.": modules["dit"], "text.": modules["text"]},
-        "vae": {"": modules["vae"]},
         "audio": {"encoder.": modules["audio"]},
     }
     for stage, owners in parts.items():

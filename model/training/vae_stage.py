@@ -6,10 +6,11 @@ in 70 s on the same clips and layout it reached 32.7 dB where AdamW reached 29.5
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.training.clips import Renderer, SpeechSet, box_mask, draw_identities, plan_clips
 from model.training.figures import masked_psnr_db, psnr_db, save_png, sheet, ssim_map
@@ -114,7 +115,7 @@ def run(work: Path, seconds: float, smoke: bool = False, resume: bool = False, c
     if resume:
         vae.load_state_dict(load_shards(work / "vae")[0])
         vae.mean.zero_(), vae.std.fill_(1)
-    optimiser, average = Muon(vae, 0.02, 2e-3, exclude=("conv_in", "conv_out")), Average(vae, 0.03)
+    optimiser = Muon(vae, 0.02, 2e-3, exclude=("conv_in", "conv_out"))
     noise = torch.full((1,), 0.02, device=DEVICE)
     loss_fn = torch.compile(reconstruction_loss) if DEVICE.type == "cuda" else reconstruction_loss
 
@@ -129,29 +130,58 @@ def run(work: Path, seconds: float, smoke: bool = False, resume: bool = False, c
         optimiser.step()
         return loss.detach()
 
-    optimiser.set_rates(0.01)
-    captured = CapturedStep(step, pool.sample(batch))
-    sitting = Sitting("vae", seconds, 20 if not smoke else 3)
-    while not sitting.done:
-        optimiser.set_rates(sitting.rate(0.5 if resume else 1.0, 100))
+    def prepare(sitting: Sitting) -> None:
         noise.fill_(0.02 if sitting.share < 0.4 and not resume else 0.08)
-        loss = captured(*pool.sample(batch))
-        if sitting.iteration % 4 == 0:
-            average.update()
-        if sitting.tick(loss):
-            sitting.report(str(evaluate(vae, test)))
-    live, live_psnr = {k: v.clone() for k, v in vae.state_dict().items()}, evaluate(vae, test)["psnr"]
-    vae.load_state_dict(average.values)
-    averaged_psnr = evaluate(vae, test)["psnr"]
-    print(f"vae: live {live_psnr} dB, averaged {averaged_psnr} dB", flush=True)
-    if live_psnr > averaged_psnr:
-        vae.load_state_dict(live)
+
+    captured = capture(step, optimiser, pool.sample(batch))
+    sitting = Sitting("vae", seconds, 20 if not smoke else 3)
+    peak = 0.5 if resume else 1.0
+    fit(vae, captured, optimiser, sitting, lambda: pool.sample(batch), lambda: evaluate(vae, test), peak, prepare)
     measure_latents(vae, pool)
     figures = evaluate(vae, test)
     sitting.report(f"final {figures}")
     save_shards(work / "vae", vae.state_dict(), figures | {"steps": sitting.iteration, "seconds": seconds})
     save_pictures(vae, test, work / "pictures" / "vae_heldout.png")
     return figures
+
+
+def capture(step: Callable[..., Tensor], optimiser: Muon, batch: tuple[Tensor, ...]) -> CapturedStep:
+    """The step as one graph; it is warmed up at a small rate."""
+    optimiser.set_rates(0.01)
+    return CapturedStep(step, batch)
+
+
+def fit(
+    module: nn.Module,
+    captured: CapturedStep,
+    optimiser: Muon,
+    sitting: Sitting,
+    sample: Callable[[], tuple[Tensor, ...]],
+    judge: Callable[[], dict[str, float]],
+    peak: float,
+    prepare: Callable[[Sitting], None] = lambda sitting: None,
+) -> None:
+    """Train `module` for the sitting; it is left with its last or its averaged weights, whichever `judge` prefers.
+
+    Args:
+        sample: a batch of the captured step. judge: figures, of which `psnr` decides.
+        peak: share of the optimiser's peak rates. prepare: called before every step.
+    """
+    average = Average(module, 0.03)
+    while not sitting.done:
+        optimiser.set_rates(sitting.rate(peak, 100))
+        prepare(sitting)
+        loss = captured(*sample())
+        if sitting.iteration % 4 == 0:
+            average.update()
+        if sitting.tick(loss):
+            sitting.report(str(judge()))
+    live, live_psnr = {k: v.clone() for k, v in module.state_dict().items()}, judge()["psnr"]
+    module.load_state_dict(average.values)
+    averaged_psnr = judge()["psnr"]
+    print(f"{sitting.name}: live {live_psnr} dB, averaged {averaged_psnr} dB", flush=True)
+    if live_psnr > averaged_psnr:
+        module.load_state_dict(live)
 
 
 @torch.no_grad()
