@@ -439,8 +439,8 @@ class RunConfig(SamplingChoice):
     """Scale of the adapter times its rank, which its file does not tell; 64 for the published one."""
     size: str = "auto"
     """Picture size, for example 256x256 (width x height); auto takes the checkpoint's own."""
-    steps: Literal["auto", "full", "light"] = "auto"
-    """Denoising schedule: full, light for slow machines, or auto: what the timing at start-up allows."""
+    steps: Literal["auto", "full", "light", "single"] = "auto"
+    """Denoising schedule: full, light or single for slow machines, or auto: what the timing at start-up allows."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision; auto times both at start-up and takes the faster, part by part."""
     device: str = "auto"
@@ -457,7 +457,10 @@ class RunConfig(SamplingChoice):
     """Share of a block's length that its computation may take before `auto` chooses the light schedule."""
 
     def __post_init__(self) -> None:
-        _check(self.steps in ("auto", "full", "light"), f"steps is {self.steps!r}; choose auto, full or light")
+        _check(
+            self.steps in ("auto", "full", "light", "single"),
+            f"steps is {self.steps!r}; choose auto, full, light or single",
+        )
         _check(
             self.dtype in ("auto", "float32", "bfloat16"),
             f"dtype is {self.dtype!r}; choose auto, float32 or bfloat16",

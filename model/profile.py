@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import functools
 import os
 import statistics
 import time
@@ -27,7 +28,7 @@ from model.folded_decoder import fold
 MAX_AUTO_THREADS = 4
 """More threads than this do not speed up pictures and layers of these sizes."""
 SLOW_LOAD = 0.5
-"""Share of a block's length beyond which the small decoder is taken where there is one."""
+"""Share of a block's length beyond which the small decoder is taken where there is one, and then a single step."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _KEPT_BYTES = -1, -3, 256 << 20
 _BUDGET_S = 0.15
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float8_e4m3fn: "fp8"}
@@ -44,7 +45,7 @@ class Profile:
     threads: int
     """Intra-op threads."""
     schedule: str
-    """full or light."""
+    """full, light or single; given where nothing was chosen."""
     sigmas: tuple[float, ...]
     """Noise levels of the schedule."""
     block_s: float
@@ -211,6 +212,11 @@ def choose_profile(config: ModelConfig, modules: dict[str, nn.Module], run: RunC
         timed.choose_decoder(small=True)
         schedule, sigmas, block_s, timed.reasons["schedule"] = _schedule(config, run, timed.stage_s)
         timed.reasons["decoder"] = f"small decoder: a block takes {slow}"
+    if block_s > limit and run.steps == "auto" and schedule == "light" and _single(config):
+        slow = f"a block takes {block_s:.2f} s with {len(sigmas)} steps, the limit is {limit:.2f} s"
+        schedule, sigmas = "single", _single(config)
+        block_s = _block_s(config, run, timed.stage_s, sigmas)
+        timed.reasons["schedule"] = f"single step: {slow}"
     if block_s > config.geometry.block_s:
         timed.reasons["warning"] = (
             f"a block takes {block_s:.2f} s of its {config.geometry.block_s:.2f} s, so pictures will hold now and "
@@ -284,22 +290,31 @@ def _time_pass(config: ModelConfig, dit: nn.Module, kv_dtype: torch.dtype | None
     return lambda: dit(latents, step, state.text, audio, pose, by, state.rings[0])
 
 
+def _single(config: ModelConfig) -> tuple[float, ...]:
+    """The light schedule's first step alone, whose ring is the same in every schedule; empty where there is none."""
+    return config.sampler.light_sigmas[:1] if config.stream.history == "same_step" else ()
+
+
+def _block_s(config: ModelConfig, run: RunConfig, stage_s: dict[str, float], sigmas: tuple[float, ...]) -> float:
+    """Estimated seconds of a block with these noise levels."""
+    passes = len(sigmas) + (1 if config.stream.history == "clean" else 0)
+    return stage_s["audio"] + (2 if run.is_guided else 1) * passes * stage_s["pass"] + stage_s["vae"]
+
+
 def _schedule(
     config: ModelConfig, run: RunConfig, stage_s: dict[str, float]
 ) -> tuple[str, tuple[float, ...], float, str]:
     """Schedule, its noise levels, the estimated time of a block, and why."""
-    full, light = config.sampler.sigmas, config.sampler.light_sigmas
-    extra = 1 if config.stream.history == "clean" else 0
-    times = 2 if run.is_guided else 1
-
-    def block_s(sigmas: tuple[float, ...]) -> float:
-        return stage_s["audio"] + times * (len(sigmas) + extra) * stage_s["pass"] + stage_s["vae"]
-
+    schedules = {"full": config.sampler.sigmas, "light": config.sampler.light_sigmas, "single": _single(config)}
+    full, light = schedules["full"], schedules["light"]
+    block_s = functools.partial(_block_s, config, run, stage_s)
     limit = run.load * config.geometry.block_s
-    if run.steps == "light" and not light:
-        raise ValueError(f"steps is light, but checkpoint {config.name} has no light schedule; choose full or auto")
     if run.steps != "auto":
-        sigmas = full if run.steps == "full" else light
+        sigmas = schedules[run.steps]
+        if not sigmas:
+            raise ValueError(
+                f"steps is {run.steps}, but checkpoint {config.name} has no {run.steps} schedule; choose full or auto"
+            )
         return run.steps, sigmas, block_s(sigmas), f"{run.steps} schedule as configured"
     figures = f"a block takes {block_s(full):.2f} s with {len(full)} steps, the limit is {limit:.2f} s"
     if block_s(full) <= limit:

@@ -57,24 +57,28 @@ def test_the_faster_precision_wins_part_by_part(clock, wide: float, bf16: float,
     ("pass_s", "steps", "schedule"),
     [
         (0.001, "auto", "full"),
-        (0.2, "auto", "light"),
+        (0.04, "auto", "light"),
+        (0.2, "auto", "single"),
         (0.2, "full", "full"),
         (0.001, "light", "light"),
+        (0.001, "single", "single"),
     ],
 )
 def test_the_schedule_follows_the_block_time(clock, pass_s: float, steps: str, schedule: str) -> None:
     clock.update({False: pass_s, True: pass_s})
-    cfg = config()
+    cfg = config(sampler={"sigmas": (1.0, 0.75, 0.5, 0.25), "light_sigmas": (1.0, 0.5)})
     got = choose_profile(cfg, modules(cfg), RunConfig(steps=steps))
     assert got.schedule == schedule
-    assert got.sigmas == (cfg.sampler.sigmas if schedule == "full" else cfg.sampler.light_sigmas)
+    assert got.sigmas == {"full": cfg.sampler.sigmas, "light": (1.0, 0.5), "single": (1.0,)}[schedule]
     assert got.block_s == pytest.approx(pass_s * (1 + len(got.sigmas) + 3))
     assert ("warning" in got.reasons) == (got.block_s > cfg.geometry.block_s)
     assert got.as_dict()["steps"] == len(got.sigmas)
 
 
-def test_a_clean_history_counts_its_extra_pass(clock) -> None:
+def test_a_clean_history_counts_its_extra_pass_and_never_takes_one_step(clock) -> None:
     cfg = config(stream={"history": "clean"})
+    with pytest.raises(ValueError, match="no single schedule"):
+        choose_profile(cfg, modules(cfg), RunConfig(steps="single"))
     got = choose_profile(cfg, modules(cfg), RunConfig(steps="full"))
     assert got.block_s == pytest.approx(0.01 * (1 + 3 + 3))
 
