@@ -6,7 +6,7 @@
 // Address: ?avatar=NAME keeps one portrait, ?mode=agent asks for a session whose answer is spoken, ?idle=SECONDS.
 
 import { unsupportedReason } from "./peer.js";
-import { ROOT, Session, request } from "./session.js";
+import { ROOT, Session, placeInLine, request } from "./session.js";
 import { SourceError, Sources } from "./sources.js";
 
 const $ = (id) => document.getElementById(id);
@@ -246,6 +246,11 @@ session.addEventListener("event", ({ detail }) => receive(detail));
 session.addEventListener("error", ({ detail }) => fail(detail));
 session.addEventListener("resumed", ({ detail }) => {
   showNotice("Back again", detail === "same" ? "Go on where you were." : "The server was started anew; say it once more.", { tone: "warn", brief: true });
+});
+session.addEventListener("queued", ({ detail }) => {
+  const text = placeInLine(detail.position, detail.etaS);
+  if ($("error").textContent.includes(text)) return; // a screen reader would read it out at every poll
+  showNotice("The avatar is busy", `${text} It goes on by itself.`, { tone: "warn" });
 });
 session.addEventListener("full", ({ detail }) => {
   showNotice("The avatar is busy", "All places are taken. It goes on by itself as soon as one is free.", { tone: "warn", countdownS: detail.retryS, again: () => session.retryNow() });

@@ -4,11 +4,13 @@
 //   ?token=      the session's view token, where the server asks for credentials
 //   ?alpha=1     the portrait without its plain background, on nothing
 //   ?key=00ff00  the same on this colour, for a chroma key filter
+// It is a plain viewer, by WHEP, and takes nothing from the speaker.
 // It never gives up: a session or server that is gone leaves the page empty until it can be watched again.
 
 import { Matte } from "./matte.js";
 import { Peer } from "./peer.js";
 import { ROOT, request } from "./session.js";
+import { Whep } from "./whep.js";
 
 const PAUSES_MS = [500, 1000, 2000, 4000];
 const PLAIN_CHECK = 25; // pictures in a row without a plain background, then the whole picture is shown
@@ -22,6 +24,7 @@ const canvas = document.getElementById("cut");
 const matte = key || wanted.get("alpha") === "1" ? new Matte(canvas) : null;
 
 let peer = null;
+let place = null;
 let unplain = 0;
 
 if (key) document.documentElement.style.background = document.body.style.background = `#${key}`;
@@ -41,9 +44,9 @@ async function sessionId() {
 async function watch() {
   const id = await sessionId();
   const ice = await request("v1/ice", { token }).catch(() => ({ iceServers: [] }));
-  const base = new URL(`v1/sessions/${encodeURIComponent(id)}/`, ROOT);
-  const urls = { offer: new URL("offer?watch=1", base).href, events: new URL("events", base).href };
-  peer = new Peer({ post: request, urls, token, iceServers: ice.iceServers ?? [] });
+  const events = new URL(`v1/sessions/${encodeURIComponent(id)}/events`, ROOT).href;
+  place = new Whep(new URL(`whep/${encodeURIComponent(id)}`, ROOT).href, token);
+  peer = new Peer({ signalling: place, events, token, iceServers: ice.iceServers ?? [] });
   const over = new Promise((resolve) => {
     peer.addEventListener("status", ({ detail }) => {
       if (detail === "lost") hide();
@@ -56,10 +59,15 @@ async function watch() {
     await peer.connect(null);
     await over;
   } finally {
-    peer.close();
-    peer = null;
+    leave();
     hide();
   }
+}
+
+function leave() {
+  place?.leave(); // first: the server is told before the connection breaks off
+  peer?.close();
+  place = peer = null;
 }
 
 async function run() {
@@ -115,6 +123,6 @@ addEventListener("obsSourceVisibleChanged", ({ detail }) => { if (detail?.visibl
 addEventListener("obsSourceActiveChanged", ({ detail }) => { if (detail?.active) refresh(); });
 document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
 addEventListener("pointerdown", () => { video.muted = false; });
-addEventListener("pagehide", () => peer?.close());
+addEventListener("pagehide", leave);
 
 run();

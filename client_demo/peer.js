@@ -35,7 +35,7 @@ const wait = (ms, signal) => new Promise((resolve) => {
  * `gone`: the session no longer exists, open a new one. `failed`: given up; detail of the cause is in `lastError`.
  */
 export class Peer extends EventTarget {
-  #post; #urls; #token; #iceServers;
+  #signalling; #events; #token; #iceServers;
   #track; #pc = null; #sender = null; #channel = null; #socket = null;
   #since = 0; #alive = 0; #ticked = 0; #timer = 0; #grace = 0;
   #life = new AbortController();
@@ -49,15 +49,17 @@ export class Peer extends EventTarget {
 
   /**
    * @param {object} options
-   * @param {(path: string, init: object) => Promise<any>} options.post sends JSON and throws an error with `status`
-   * @param {{offer: string, events: string}} options.urls the session's addresses
-   * @param {string} options.token the session's control token
+   * @param {{exchange: (sdp: string, signal: AbortSignal) => Promise<RTCSessionDescriptionInit>,
+   *          trickle: (candidate: RTCIceCandidate, sdp: string) => Promise<void>}} options.signalling
+   *        brings the offer to the session and throws an error with `status`
+   * @param {string} options.events address of the events WebSocket
+   * @param {string} options.token the session's control or view token
    * @param {RTCIceServer[]} options.iceServers
    */
-  constructor({ post, urls, token, iceServers }) {
+  constructor({ signalling, events, token, iceServers }) {
     super();
-    this.#post = post;
-    this.#urls = urls;
+    this.#signalling = signalling;
+    this.#events = events;
     this.#token = token;
     this.#iceServers = iceServers;
     // A network that comes back is worth an attempt at once.
@@ -133,7 +135,7 @@ export class Peer extends EventTarget {
     await gathered(pc, GATHER_MS);
     if (this.#pc !== pc) throw new Error("The connection was closed.");
     const sent = pc.localDescription.sdp;
-    const answer = await this.#post(this.#urls.offer, { method: "POST", token: this.#token, body: { sdp: sent, type: "offer" }, signal: this.#life.signal });
+    const answer = await this.#signalling.exchange(sent, this.#life.signal);
     if (this.#pc !== pc) throw new Error("The connection was closed.");
     this.#sendLateCandidates(pc, sent);
     await pc.setRemoteDescription(answer);
@@ -155,7 +157,7 @@ export class Peer extends EventTarget {
   }
 
   #sendLateCandidates(pc, sent) {
-    const late = (candidate) => this.#post(this.#urls.offer, { method: "PATCH", token: this.#token, body: { candidates: [candidate.toJSON()] } }).catch(() => {});
+    const late = (candidate) => this.#signalling.trickle(candidate, sent).catch(() => {});
     pc.onicecandidate = ({ candidate }) => { if (candidate?.candidate) late(candidate); };
     const known = pc.localDescription.sdp;
     if (known === sent) return;
@@ -181,7 +183,7 @@ export class Peer extends EventTarget {
 
   #openSocket() {
     if (this.#socket || this.#channel || this.#life.signal.aborted) return;
-    const url = new URL(this.#urls.events);
+    const url = new URL(this.#events);
     url.protocol = url.protocol.replace("http", "ws");
     url.searchParams.set("token", this.#token);
     const socket = new WebSocket(url);

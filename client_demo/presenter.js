@@ -3,7 +3,7 @@
 import { Figures } from "./figures.js";
 import { unsupportedReason } from "./peer.js";
 import { PortraitError, Portraits } from "./portraits.js";
-import { Session, setAccessKey } from "./session.js";
+import { Session, placeInLine, setAccessKey } from "./session.js";
 import { SourceError, Sources, microphoneObstacle, microphones } from "./sources.js";
 
 const $ = (id) => document.getElementById(id);
@@ -57,10 +57,11 @@ function showActivity(activity) {
   $("activity").textContent = { speaking: "Speaking", listening: "Listening", thinking: "Thinking", idle: "Listening" }[activity] ?? "";
 }
 
-function showNotice(title, text, { tone = "bad", actions = [], countdownS = 0 } = {}) {
+function showNotice(title, text, { tone = "bad", actions = [], countdownS = 0, closing = tone === "warn" && !countdownS } = {}) {
   clearInterval(noticeTimer);
   const box = $("error");
   box.dataset.tone = tone;
+  delete box.dataset.line;
   box.replaceChildren(Object.assign(document.createElement("strong"), { textContent: title }), text);
   if (countdownS) {
     // Hidden from screen readers, or the alert would be read out again every second.
@@ -72,8 +73,8 @@ function showNotice(title, text, { tone = "bad", actions = [], countdownS = 0 } 
     box.append(count);
   }
   const row = Object.assign(document.createElement("div"), { className: "actions" });
-  const closing = tone === "warn" && !countdownS ? [["Close", clearNotice]] : [];
-  for (const [label, run] of [...actions, ...closing]) {
+  const close = closing ? [["Close", clearNotice]] : [];
+  for (const [label, run] of [...actions, ...close]) {
     const button = Object.assign(document.createElement("button"), { type: "button", className: "text-button", textContent: label });
     button.addEventListener("click", run);
     row.append(button);
@@ -81,8 +82,17 @@ function showNotice(title, text, { tone = "bad", actions = [], countdownS = 0 } 
   if (row.childElementCount) box.append(row);
 }
 
+// Written anew only when something changed, or a screen reader would read it out at every poll.
+function showPlaceInLine({ position, etaS }) {
+  const text = placeInLine(position, etaS);
+  if ($("error").dataset.line === text) return;
+  showNotice("All places are taken right now", `${text} You are let in by yourself; just keep this page open.`, { tone: "warn", actions: [["Leave the line", stop]], closing: false });
+  $("error").dataset.line = text;
+}
+
 function clearNotice() {
   clearInterval(noticeTimer);
+  delete $("error").dataset.line;
   $("error").replaceChildren();
 }
 
@@ -365,6 +375,7 @@ session.addEventListener("opened", ({ detail }) => {
 session.addEventListener("resumed", ({ detail }) => {
   if (detail === "new") showNotice("Back again", "The server had ended the session while the connection was away, so a new one was started.", { tone: "warn" });
 });
+session.addEventListener("queued", ({ detail }) => showPlaceInLine(detail));
 session.addEventListener("full", ({ detail }) => {
   showNotice("All places are taken right now", `${detail.message}`, { tone: "warn", countdownS: detail.retryS, actions: [["Try now", () => session.retryNow()]] });
 });

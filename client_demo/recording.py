@@ -12,6 +12,7 @@ from __future__ import annotations
 import queue
 import statistics
 import threading
+import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 import av
 from aiortc import RTCRtpReceiver
 from aiortc.clock import datetime_from_ntp
-from aiortc.rtp import RtcpSrPacket
+from aiortc.rtp import RtcpSrPacket, RtpPacket
 
 Frame = av.VideoFrame | av.AudioFrame
 
@@ -62,6 +63,42 @@ class SenderClock:
             return None
         zeros = [sent_s - _since(origin, timestamp) / self._rate_hz for timestamp, sent_s in self._reports]
         return statistics.median(zeros)
+
+
+class ArrivalClock:
+    """Maps a track's timestamps to this machine's clock, at once: by the packet that was on its way the shortest.
+
+    Args:
+        receiver: the track's receiver, before media flow.
+        rate_hz: the RTP clock: 90000 for video, 48000 for Opus.
+    """
+
+    def __init__(self, receiver: RTCRtpReceiver, rate_hz: int) -> None:
+        self._receiver, self._rate_hz = receiver, rate_hz
+        self._first: int | None = None  # RTP timestamp of the first packet
+        self._zero_s = float("inf")  # when the first packet would have come at the best
+        handle = receiver._handle_rtp_packet
+
+        async def note_and_handle(packet: RtpPacket, arrival_time_ms: int) -> None:
+            self._note(packet.timestamp, time.monotonic())
+            await handle(packet, arrival_time_ms)
+
+        receiver._handle_rtp_packet = note_and_handle  # type: ignore[method-assign]
+
+    def _note(self, timestamp: int, now_s: float) -> None:
+        self._first = timestamp if self._first is None else self._first
+        # The bound creeps up by 1 ms a second, so that two machines' clocks may drift apart.
+        self._zero_s = min(self._zero_s + 1e-5, now_s - _since(self._first, timestamp) / self._rate_hz)
+
+    def at_s(self, frame_s: float) -> float:
+        """The moment, on `time.monotonic`, of a frame that has come.
+
+        Args:
+            frame_s: its `time`.
+        """
+        origin = self._receiver._RTCRtpReceiver__timestamp_mapper._origin
+        assert origin is not None and self._first is not None
+        return self._zero_s + _since(self._first, origin) / self._rate_hz + frame_s
 
 
 def _since(origin: int, timestamp: int) -> int:

@@ -9,6 +9,8 @@
 
 import { Peer } from "./peer.js";
 
+const POLL_MS = 2000; // how often a ticket is asked for
+
 /** The server's root: this file lies one folder below it. */
 export const ROOT = new URL("..", import.meta.url);
 
@@ -23,6 +25,14 @@ if (given) {
 
 /** Remembers the access key for this tab. */
 export function setAccessKey(key) { sessionStorage.setItem(KEY, key); }
+
+/** A place in the queue in words: "2nd in line, about 40 s." */
+export function placeInLine(position, etaS) {
+  if (!position) return "Your turn, connecting.";
+  const tail = position % 100 > 10 && position % 100 < 14 ? "th" : ["th", "st", "nd", "rd"][position % 10] ?? "th";
+  const about = etaS < 90 ? `${Math.max(10, Math.round(etaS / 10) * 10)} s` : `${Math.round(etaS / 60)} min`;
+  return `${position}${tail} in line, about ${about}.`;
+}
 
 /** What the server refused, from `application/problem+json`: a stable code and a sentence. */
 export class ApiError extends Error {
@@ -41,23 +51,25 @@ export class ApiError extends Error {
  * @throws {ApiError} for every answer but 2xx; status 0 where the server was not reached
  */
 export async function request(path, options = {}) {
-  const answer = await ask(path, options);
+  const answer = await send(path, options);
   return answer.json().catch(() => null);
 }
 
 /** The same for an answer that is plain text. */
 export async function requestText(path, options = {}) {
-  return (await ask(path, options)).text();
+  return (await send(path, options)).text();
 }
 
-async function ask(path, { method = "GET", body, token, signal, keepalive }) {
-  const headers = {};
-  if (body !== undefined) headers["Content-Type"] = "application/json";
+/** The same for the answer itself. A body is sent as JSON, or as it is where its `type` is given. */
+export async function send(path, { method = "GET", body, type, token, signal, keepalive, headers = {} } = {}) {
+  headers = { ...headers };
+  if (body !== undefined) headers["Content-Type"] = type ?? "application/json";
+  const content = body === undefined || type ? body : JSON.stringify(body);
   const credential = token ?? sessionStorage.getItem(KEY);
   if (credential) headers.Authorization = `Bearer ${credential}`;
   let answer;
   try {
-    answer = await fetch(new URL(path, ROOT), { method, headers, signal, keepalive, body: body === undefined ? undefined : JSON.stringify(body) });
+    answer = await fetch(new URL(path, ROOT), { method, headers, signal, keepalive, body: content });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(0, "unreachable", "The server cannot be reached. Check that it is running and that this device is online.");
@@ -73,6 +85,7 @@ async function ask(path, { method = "GET", body, token, signal, keepalive }) {
  *   `state`   detail: ready | connecting | live | degraded | lost | full
  *   `error`   detail: ApiError or Error, after which the state is `ready`
  *   `full`    detail: {message, retryS}; the session retries by itself after that time
+ *   `queued`  detail: {position, etaS}; every place is taken and the session waits for its turn by itself
  *   `stream`  detail: MediaStream
  *   `event`   detail: an event of the server, see docs/protocol
  *   `opened`  detail: the answer to POST /v1/sessions
@@ -85,6 +98,8 @@ export class Session extends EventTarget {
   #info = null;
   #run = 0; // raised by every start and stop, so that a late answer of an older run does nothing
   #retry = 0;
+  #ticket = null; // the address of our place in the queue
+  #missed = 0; // polls that did not reach the server
   #ending = false; // the server has announced the session's end
 
   state = "ready";
@@ -151,6 +166,9 @@ export class Session extends EventTarget {
   #end() {
     this.#run++;
     clearTimeout(this.#retry);
+    if (this.#ticket) request(this.#ticket, { method: "DELETE", keepalive: true }).catch(() => {});
+    this.#ticket = null;
+    this.#missed = 0;
     this.#peer?.close();
     this.#peer = null;
     const info = this.#info;
@@ -169,11 +187,11 @@ export class Session extends EventTarget {
     this.#set("connecting");
     try {
       const [info, ice] = await Promise.all([
-        request("v1/sessions", { method: "POST", body: { mode: "echo", ...this.#wanted, resume } }),
+        this.#openInTurn(run, { mode: "echo", ...this.#wanted, resume }),
         request("v1/ice").catch(() => ({ iceServers: [] })),
       ]);
       if (run !== this.#run) { // stopped meanwhile
-        request(`v1/sessions/${info.id}`, { method: "DELETE", token: info.token }).catch(() => {});
+        if (info) request(`v1/sessions/${info.id}`, { method: "DELETE", token: info.token }).catch(() => {});
         return;
       }
       this.#info = info;
@@ -187,6 +205,39 @@ export class Session extends EventTarget {
     }
   }
 
+  // While every place is taken the server gives out tickets; the page asks for its own until it is its turn.
+  async #openInTurn(run, body) {
+    let answer = await request("v1/sessions?queue=1", { method: "POST", body });
+    while (answer.ticket) {
+      const url = answer.url;
+      if (run !== this.#run) {
+        request(url, { method: "DELETE" }).catch(() => {});
+        return null;
+      }
+      this.#ticket = url;
+      this.#set("full");
+      this.#tell("queued", { position: answer.position, etaS: answer.eta_s });
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+      if (run !== this.#run) return null; // #end has given the ticket back
+      answer = await this.#pollTicket(run, url, answer);
+    }
+    this.#ticket = null;
+    if (run === this.#run) this.#set("connecting");
+    return answer;
+  }
+
+  // One lost poll costs nothing: the ticket is kept for some seconds.
+  async #pollTicket(run, url, last) {
+    try {
+      return await request(url);
+    } catch (error) {
+      if (error.code === "unreachable" && run === this.#run && ++this.#missed < 5) return last;
+      throw error;
+    } finally {
+      if (run !== this.#run) request(url, { method: "DELETE" }).catch(() => {});
+    }
+  }
+
   #full(run, error) {
     const retryS = Math.max(1, error.retryAfterS || 5);
     this.#set("full");
@@ -195,8 +246,12 @@ export class Session extends EventTarget {
   }
 
   async #connect(run, info, iceServers) {
-    const urls = { offer: new URL(info.urls.offer, ROOT).href, events: new URL(info.urls.events, ROOT).href };
-    const peer = new Peer({ post: request, urls, token: info.token, iceServers });
+    const { offer, events } = info.urls;
+    const signalling = {
+      exchange: (sdp, signal) => request(offer, { method: "POST", token: info.token, body: { sdp, type: "offer" }, signal }),
+      trickle: (candidate) => request(offer, { method: "PATCH", token: info.token, body: { candidates: [candidate.toJSON()] } }),
+    };
+    const peer = new Peer({ signalling, events: new URL(events, ROOT).href, token: info.token, iceServers });
     this.#peer = peer;
     peer.addEventListener("stream", ({ detail }) => this.#tell("stream", detail));
     peer.addEventListener("message", ({ detail }) => this.#receive(detail));

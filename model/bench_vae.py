@@ -93,7 +93,9 @@ def random_wan_decoder(cfg: WanVAEConfig, device: torch.device, dtype: torch.dty
     decoder = decoder.to_empty(device=device).eval().requires_grad_(False)
     fill_random(decoder, 0)
     decoder.to(dtype)
-    return for_gpu(decoder) if device.type == "cuda" else decoder
+    if device.type == "cuda":
+        for_gpu(decoder)
+    return decoder
 
 
 def block_flops(cfg: WanVAEConfig, height: int, width: int) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from model.errors import ModelError, PortraitError, UnsupportedError
+from model.errors import PortraitError, UnsupportedError, exit_code_of
 from model.geometry import SAMPLE_RATE_HZ
 from model.interface import BlockRequest, SessionSpec
 from model.portrait import decode_image
@@ -123,10 +123,10 @@ def make_clip(
         open_s = time.perf_counter() - start - load_s
         geometry, spec = model.info.geometry, model.info.window
         count = min(num_blocks, -(-len(sound) // geometry.samples_per_block))
-        padded = np.pad(sound, (spec.left_samples, spec.samples))
+        padded = np.pad(sound, (spec.left_samples, spec.most_samples))
         block_s, frame = [], 0
         for block in range(count):
-            window = padded[geometry.block_start_sample(block) :][: spec.samples]
+            window = padded[geometry.block_start_sample(block) :][: spec.most_samples]
             begun = time.perf_counter()
             request = BlockRequest(session=_SESSION, block=block, epoch=0, window=window, posture="speaking")
             frames = model.step(request).frames
@@ -189,7 +189,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parity", action="store_true", help="hear the whole file at once, as published")
     parser.add_argument("--set", action="append", default=[], help="any other key of the model's configuration")
     given = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         try:
             image = decode_image(given.portrait.read_bytes())
         except (OSError, PortraitError) as error:
@@ -207,11 +208,9 @@ def main(arguments: list[str] | None = None) -> int:
             seed=given.seed,
             parity=given.parity,
         )
-    except ModelError as error:
-        print(f"model.clip: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(figures))
-    return 0
+        print(json.dumps(figures))
+
+    return exit_code_of("model.clip", work)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,9 @@ class FusedAttention(Attention):
         nn.Module.__init__(self)
         self.num_heads, self.norm_q, self.norm_k, self.o = plain.num_heads, plain.norm_q, plain.norm_k, plain.o
         parts = (plain.q, plain.k, plain.v)
+        if isinstance(plain.q, Fp8Linear):
+            self.qkv = Fp8Linear.joined(list(parts))
+            return
         with torch.device("meta"):
             self.qkv = nn.Linear(plain.q.in_features, sum(part.out_features for part in parts))
         self.qkv.weight = nn.Parameter(torch.cat([part.weight for part in parts]), requires_grad=False)

@@ -104,6 +104,9 @@ class XLSRAudioConfig:
     """16 kHz samples of context before the block; 2 to 8 seconds are sensible."""
     lookahead_samples: int = 2_560
     """16 kHz samples after the block; they delay the picture. 80 are the least that the last picture needs."""
+    queued_samples: int = 20_480
+    """16 kHz samples after the block that are taken where they are known already, of files and of queued speech; from
+    1.28 s on the lowest state is exact."""
     forget_s: float = 10.0
     """Seconds of speech after which the running level has forgotten two thirds of what came before."""
     prior_rms: float = 0.08
@@ -130,6 +133,7 @@ class XLSRAudioConfig:
             self.lookahead_samples >= 80,
             f"audio.lookahead_samples is {self.lookahead_samples}; the last picture of a block needs at least 80",
         )
+        check(self.queued_samples >= 0, f"audio.queued_samples is {self.queued_samples}; use 0 or more")
         for name in ("forget_s", "prior_rms", "prior_s", "floor_rms", "gate_rms"):
             check(getattr(self, name) > 0, f"audio.{name} is {getattr(self, name)}; it must be positive")
 

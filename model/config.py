@@ -386,6 +386,7 @@ class ModelConfig:
             left_samples=self.audio.left_samples,
             lookahead_samples=self.audio.lookahead_samples,
             block_samples=self.geometry.samples_per_block,
+            queued_samples=self.audio.queued_samples if isinstance(self.audio, XLSRAudioConfig) else 0,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -434,7 +435,7 @@ class RunConfig(SamplingChoice):
     checkpoint: str = "tiny"
     """`tiny` ships with the project; otherwise a .safetensors file, a released folder, or random:mini, random:14b."""
     lora: str = ""
-    """Adapter merged into a released folder: its file, or the folder that holds it; empty for none."""
+    """Adapter merged into a released folder: its file, its folder, or its `owner/name` on the hub; empty for none."""
     lora_alpha: float = 64.0
     """Scale of the adapter times its rank, which its file does not tell; 64 for the published one."""
     size: str = "auto"
@@ -449,6 +450,12 @@ class RunConfig(SamplingChoice):
     """Of the transformer's linear layers on a GPU; auto takes bf16, fp8 halves their memory and nearly their time."""
     kv_dtype: Literal["auto", "bf16", "fp8"] = "auto"
     """Of the remembered keys and values on a GPU; auto takes bf16, fp8 halves their memory."""
+    text_load: Literal["start", "needed"] = "start"
+    """When the published prompt encoder (11 GB) is read: at the start, or when a prompt comes that is not on disk."""
+    cache: str = "auto"
+    """Folder of encoded prompts and portraits of released checkpoints; auto: the user's cache folder; off: none."""
+    cache_gb: float = 2.0
+    """Most of it (1e9 bytes); what was used longest ago goes first."""
     decoder: Literal["auto", "full", "small"] = "auto"
     """Of the video VAE: full, small where the checkpoint has one, or auto: what the timing at start-up allows."""
     threads: int = 0
@@ -483,6 +490,9 @@ class RunConfig(SamplingChoice):
             not self.lora or (is_folder and not self.checkpoint.startswith("random:")),
             f"lora is {self.lora!r} but checkpoint {self.checkpoint!r} takes no adapter; name a released folder",
         )
+        _check(self.text_load in ("start", "needed"), f"text_load is {self.text_load!r}; choose start or needed")
+        _check(bool(self.cache), "cache is empty; name a folder, auto or off")
+        _check(self.cache_gb > 0, f"cache_gb is {self.cache_gb}; use a positive number, or set cache to off")
         _check(self.threads >= 0, f"threads is {self.threads}; use 0 for all cores, or a number above 0")
         _check(0 < self.load <= 1, f"load is {self.load}; choose a value above 0 and up to 1")
         self.check_sampling()

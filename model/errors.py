@@ -7,6 +7,11 @@ ModelError
 `- UnknownSessionError  a request names a session that is not open
 """
 
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
 
 class ModelError(Exception):
     """Base of all model errors; its text is one sentence that says what to do."""
@@ -26,3 +31,17 @@ class UnsupportedError(ModelError):
 
 class UnknownSessionError(ModelError):
     """Open the session before sending blocks to it."""
+
+
+def exit_code_of(program: str, work: Callable[[], object]) -> int:
+    """Do a command's work: 0, or 2 after a model error, whose sentence is on stderr then.
+
+    Args:
+        program: name in front of the sentence, for example `model.forge`.
+    """
+    try:
+        work()
+    except ModelError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    return 0

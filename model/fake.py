@@ -14,9 +14,18 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from model.errors import ModelError, UnknownSessionError
+from model.errors import ModelError, UnknownSessionError, UnsupportedError
 from model.geometry import Geometry
-from model.interface import BlockRequest, BlockResult, ModelInfo, SessionInfo, SessionSpec, SessionUpdate, WindowSpec
+from model.interface import (
+    BlockRequest,
+    BlockResult,
+    ModelInfo,
+    SessionInfo,
+    SessionSpec,
+    SessionUpdate,
+    WindowSpec,
+    all_together,
+)
 from model.portrait import fit_portrait
 
 IN_DOMAIN_PSNR_DB = 20.0
@@ -108,6 +117,8 @@ class FakeModel:
         )
 
     def open(self, spec: SessionSpec) -> SessionInfo:
+        if spec.has_pose:
+            raise UnsupportedError("the drawn figure takes no pose video; leave it out, or use a released folder")
         portrait = fit_portrait(spec.image, self.config.width, self.config.height)
         self._sittings[spec.session] = _Sitting(portrait=portrait, prompt=spec.prompt, seed=spec.seed)
         psnr_db = smoothness_db(portrait)
@@ -130,7 +141,7 @@ class FakeModel:
         sitting = self._sitting(request.session)
         self._strike(request.block)
         applied = _apply(sitting, request.block)
-        openings = frame_loudness(request.window, self.config)
+        openings = frame_loudness(all_together(request.window), self.config)
         frames = np.repeat(sitting.portrait[None], len(openings), axis=0)
         first = self.config.geometry.block_start_frame(request.block)
         smile = _smile(sitting.prompt)
@@ -230,7 +241,8 @@ def _draw(picture: np.ndarray, frame: int, seed: int, opening: float, smile: flo
     lid = _blink(frame, seed)
     for side in (-1, 1):
         x, y = (0.5 + side * 0.13) * width + sway_x, 0.42 * height + sway_y
-        _ellipse(picture, x, y, 0.06 * width, 0.034 * height * (1 - lid) + 0.8, _EYE if lid < 1 else _SKIN_SHADOW)
+        wide = (0.042 if posture == "listening" else 0.034) * height * (1 - lid) + 0.8
+        _ellipse(picture, x, y, 0.06 * width, wide, _EYE if lid < 1 else _SKIN_SHADOW)
         if lid < 0.8:
             _ellipse(picture, x + look, y, 0.022 * width, 0.028 * height * (1 - lid) + 0.5, _PUPIL)
     x, y = 0.5 * width + sway_x, 0.70 * height + sway_y

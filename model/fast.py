@@ -1,7 +1,7 @@
 """From loaded modules to the fast form on a GPU, the one way of every caller that runs a checkpoint there.
 
-The transformer's pass is compiled and its linear layers go to fp8 on request; the decoder's convolutions take their
-weights in the layout they read. On a processor none of this is done: `profile` times plain modules there instead.
+The transformer's pass is compiled and its linear layers go to fp8 on request; the VAE's convolutions take their weights
+in the layout they read. On a processor none of this is done: `profile` times plain modules there instead.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from torch import nn
 
 from model.compile import speed_up
 from model.config import RunConfig
-from model.wan_decoder import WanDecoder, for_gpu
+from model.fp8 import Fp8Linear
+from model.wan_decoder import for_gpu
+from model.wan_vae import WanVAE
 
 FP8_CAPABILITY = (8, 9)
 """Compute capability from which a GPU multiplies in fp8."""
@@ -31,13 +33,17 @@ def device_of(run: RunConfig) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise ValueError(f"device is {run.device} but this machine has {count} GPUs that torch can use; use cpu")
-    capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
     for name in ("weights_dtype", "kv_dtype"):
-        if getattr(run, name) == "fp8" and not capable:
+        if getattr(run, name) == "fp8" and not can_fp8(device):
             raise ValueError(
                 f"{name} is fp8, which needs a GPU of compute capability 8.9 or newer (Ada, Hopper); use bf16"
             )
     return device
+
+
+def can_fp8(device: torch.device) -> bool:
+    """Whether the device multiplies in fp8."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
 
 
 def kv_dtype_of(run: RunConfig) -> torch.dtype | None:
@@ -64,11 +70,11 @@ def make_fast(
         dit.float()
         reasons["dit_dtype"] = reasons["vae_dtype"] = "float32 as configured"
         return torch.float32, torch.float32
-    is_fp8 = run.weights_dtype == "fp8"
+    is_fp8 = run.weights_dtype == "fp8" or any(isinstance(module, Fp8Linear) for module in dit.modules())
     speed_up(dit.bfloat16(), fp8=is_fp8, backend=backend)
     vae.decoder.to(torch.bfloat16)
-    if isinstance(vae.decoder, WanDecoder):
-        for_gpu(vae.decoder)
+    if isinstance(vae, WanVAE):
+        for_gpu(vae)
     layers = "linear layers in fp8, the rest in bfloat16" if is_fp8 else "bfloat16"
     reasons["dit_dtype"] = f"{layers}, compiled for the GPU"
     reasons["vae_dtype"] = "bfloat16 on the GPU"

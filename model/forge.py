@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.component_config import UMT5TextConfig, WanVAEConfig, XLSRAudioConfig
+from model.component_config import XLSRAudioConfig
 from model.config import DiTConfig, ModelConfig
-from model.errors import CheckpointError, ModelError
+from model.errors import CheckpointError, exit_code_of
 from model.lora import target_modules
-from model.published import published
+from model.published import CONFIG, SPEECH, forged_config
 from model.published_keys import umt5_key, wan_vae_key, xlsr_key
-from model.released import CONFIG, INDEX, SPEECH, TEXT, TOKENIZER, VAE, assemble
+from model.released import INDEX, TEXT, TOKENIZER, VAE, assemble
 from model.tensor_files import write_safetensors
 from model.weights import build_modules
 
@@ -36,38 +36,6 @@ LORA = "Live-Avatar/liveavatar.safetensors"
 _RANK = {"mini": 4, "14b": 128}
 _SHARDS = {"mini": 2, "14b": 4}
 _WORDS = ("<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", "woman", "man", "speaks", "smiling")
-
-
-def forged_config(size: str) -> ModelConfig:
-    """Sizes of a forged model: the published ones, or numbers a laptop runs.
-
-    Raises:
-        CheckpointError: the name is unknown.
-    """
-    if size == "14b":
-        return published(name="random:14b")
-    if size != "mini":
-        raise CheckpointError(f"the size {size!r} is unknown; choose mini or 14b")
-    return published(
-        dit=DiTConfig(
-            dim=64,
-            ffn_dim=96,
-            num_heads=2,
-            num_layers=4,
-            freq_dim=32,
-            text_dim=32,
-            text_len=32,
-            audio_dim=32,
-            audio_layers=4,
-            audio_inject_layers=(0, 2),
-        ),
-        vae=WanVAEConfig(base_width=8, width_multipliers=(1, 2, 2, 2)),
-        audio=XLSRAudioConfig(
-            conv_width=16, dim=32, ffn_dim=64, layers=3, heads=2, position_kernel=16, position_groups=2
-        ),
-        text=UMT5TextConfig(vocab=64, dim=32, head_dim=8, heads=4, ffn_dim=64, layers=2, max_len=32),
-        name="random:mini",
-    )
 
 
 def random_tensor(
@@ -307,12 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="where values are drawn: cpu or cuda")
     given = parser.parse_args(arguments)
-    try:
-        forge(given.folder, given.size, given.seed, given.device)
-    except ModelError as error:
-        print(f"model.forge: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code_of("model.forge", lambda: forge(given.folder, given.size, given.seed, given.device))
 
 
 if __name__ == "__main__":

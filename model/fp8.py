@@ -6,11 +6,14 @@ so that neither a loud channel nor a loud token costs the others their precision
 block's pass the rounding is part of the kernel in front (`model.fp8_block`).
 
 Left in their dtype, as the published code leaves them: text and time embeddings, the head, the audio encoder's last
-layer, and everything that is not a linear layer. Left out: per-tensor scales, stored fp8 checkpoints, calibration. On a
+layer, and everything that is not a linear layer. Left out: per-tensor scales, calibration. On a
 processor the product is emulated in float32 over the same rounded values, which tests the numbers and is slow.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,15 +31,46 @@ EXCLUDED = (
 """Layers whose name contains one of these stay as they are."""
 
 
+class Rounded(NamedTuple):
+    """A linear layer's weight in e4m3: values * scales."""
+
+    values: Tensor
+    """[out, in] e4m3."""
+    scales: Tensor
+    """[out, 1] float32."""
+
+    def wide(self) -> Tensor:
+        """[out, in] float32."""
+        return self.values.float() * self.scales
+
+
 class Fp8Linear(nn.Module):
     """A linear layer whose weight is held in e4m3."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, weight: Rounded, bias: nn.Parameter | None) -> None:
         super().__init__()
-        weight, scale = to_fp8_rows(linear.weight.detach())
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale.T.contiguous())
-        self.bias = linear.bias
+        self.register_buffer("weight", weight.values)
+        self.register_buffer("scale", weight.scales.T.contiguous())
+        self.bias = bias
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> Fp8Linear:
+        """A layer rounded."""
+        return cls(Rounded(*to_fp8_rows(linear.weight.detach())), linear.bias)
+
+    @classmethod
+    def joined(cls, layers: list[Fp8Linear]) -> Fp8Linear:
+        """Layers of one input as one, their outputs side by side; exact, since every output has its own scale."""
+        values = torch.cat([x.weight.view(torch.uint8) for x in layers]).view(torch.float8_e4m3fn)
+        weight = Rounded(values, torch.cat([x.scale for x in layers], 1).T)
+        return cls(weight, nn.Parameter(torch.cat([x.bias for x in layers]), requires_grad=False))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Fp8Linear:
+        """Moved like any layer, but a change of precision reaches the bias alone."""
+        weight, scale = self.weight, self.scale
+        super()._apply(fn, recurse)
+        self.weight, self.scale = weight.to(self.weight.device), scale.to(self.scale.device)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out] in x's dtype."""
@@ -59,6 +93,11 @@ class Fp8Linear(nn.Module):
         return y if self.bias is None else y + self.bias.float()
 
 
+def can_round(name: str, layer: nn.Module) -> bool:
+    """Whether a layer of that name in the transformer goes to fp8."""
+    return type(layer) is nn.Linear and not any(part in name for part in EXCLUDED)
+
+
 def quantise(module: nn.Module, prefix: str = "") -> int:
     """Replace the linear layers of `module` in place, one after the other, so that the peak is one layer above before.
 
@@ -68,10 +107,8 @@ def quantise(module: nn.Module, prefix: str = "") -> int:
     count = 0
     for name, child in module.named_children():
         path = f"{prefix}{name}"
-        if any(part in path for part in EXCLUDED):
-            continue
-        if type(child) is nn.Linear:
-            setattr(module, name, Fp8Linear(child))
+        if can_round(path, child):
+            setattr(module, name, Fp8Linear.of(child))
             count += 1
         else:
             count += quantise(child, f"{path}.")

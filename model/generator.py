@@ -19,19 +19,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.audio_tokens import AudioCondition
 from model.config import ModelConfig, RunConfig
 from model.denoiser import Denoiser, StreamState
 from model.dit import TextKV
 from model.errors import CheckpointError, ModelError, UnknownSessionError, UnsupportedError
-from model.interface import POSTURES, BlockRequest, BlockResult, ModelInfo, SessionInfo, SessionSpec, SessionUpdate
+from model.interface import (
+    POSTURES,
+    BlockRequest,
+    BlockResult,
+    ModelInfo,
+    SessionInfo,
+    SessionSpec,
+    SessionUpdate,
+    all_together,
+    check_window,
+)
 from model.motion import PARAMETERS, MotionController, MotionSizes
 from model.pictures import to_pictures
 from model.portrait import fit_portrait, fit_short_side
+from model.pose_video import PoseVideo
 from model.profile import Profile, choose_profile
 from model.sampler import NoiseSource
 from model.sampling import SamplingChoice
 from model.seams import soften_seam
 from model.solvers import with_choices
+from model.speakers import speaker_weights
 from model.stage_clock import StageClock
 from model.vae import Still
 from model.weights import load_weights
@@ -61,12 +74,17 @@ class Session:
     stream: StreamState
     vae: Any
     """The decoder's memory, of the VAE's own kind."""
-    level: Any
-    """What the speech encoder carries, of its own kind."""
+    levels: list[Any]
+    """What the speech encoder carries of every speaker, of its own kind."""
     columns: Tensor | None
-    """[1, states, D, pictures] of a whole file, where the session was opened with one."""
+    """[A, states, D, pictures] of whole files, where the session was opened with them."""
+    weights: Tensor | None
+    """[1, A, F, rows, columns] of every speaker's sound for every token; None for one speaker."""
+    silence: AudioCondition | None
+    """With guidance, the condition of features that are all zero."""
     noise: NoiseSource
     motion: MotionController | None
+    pose: PoseVideo | None
     last_block: int
     last_picture: Tensor | None = None
     """[1, 3, 1, H, W] float32, what the next block leads in from."""
@@ -103,6 +121,7 @@ class Generator:
                 f"{channels}; export it again or switch motion off"
             )
         self._noise = noise
+        self._fit = fit_portrait if config.portrait_fit == "cover" else fit_short_side
         self._size = (self.geometry.latent_height, self.geometry.latent_width)
         self._frames = config.stream.frames_per_block
         self._vae_dtype, self._device = profile.vae_dtype, self.dit.head.head.weight.device
@@ -116,11 +135,7 @@ class Generator:
                 sampling.solver,
                 sampling.guidance,
             )
-            self._negative = self._silence = None
-            if sampling.is_guided:
-                shape = (config.dit.audio_layers, config.dit.audio_dim, self.geometry.frames_per_block)
-                self._negative = self._prompt(sampling.negative_prompt)
-                self._silence = self.dit.audio_condition(torch.zeros(1, 1, *shape, device=self._device))
+            self._negative = self._prompt(sampling.negative_prompt) if sampling.is_guided else None
         self._sessions: dict[str, Session] = {}
         self.info = ModelInfo(
             name=config.name,
@@ -139,8 +154,12 @@ class Generator:
 
         Raises:
             PortraitError, ModelError: the picture, or the whole file where one is given, cannot serve.
-            UnsupportedError: a whole file is given, but the checkpoint's speech encoder hears windows only.
+            UnsupportedError: a whole file is given, but the checkpoint's speech encoder hears windows only; or a pose
+                video, but it takes none.
         """
+        weights = speaker_weights(spec.speakers, spec.masks, self._fit, self.geometry)
+        weights = None if weights is None else weights.to(self._device)
+        pose = self._pose_video() if spec.has_pose else None
         portrait = self._portrait(spec.image)
         text = self._prompt(spec.prompt)
         shape = (self.config.dit.in_dim, self._frames, *self._size)
@@ -152,17 +171,23 @@ class Generator:
         self._sessions[spec.session] = Session(
             stream=self._start(text, portrait),
             vae=portrait.still.state,
-            level=self.audio.listen(spec.first_block),
-            columns=None if spec.sound is None else self._file_columns(spec.sound),
+            levels=[self.audio.listen(spec.first_block) for _ in range(spec.speakers)],
+            columns=None if spec.sound is None else self._file_columns(spec.sound, spec.speakers),
+            weights=weights,
+            silence=self._silence(spec.speakers, weights),
             noise=NoiseSource(spec.seed, shape, self._noise, self.geometry.blocks_per_clip),
             motion=motion,
+            pose=pose,
             last_block=spec.first_block - 1,
         )
+        if spec.speakers > 1 and motion is not None:
+            log.warning("checkpoint %s was trained on one face a picture; expect little of several", self.config.name)
         return SessionInfo(
             session=spec.session,
             portrait=portrait.picture,
             portrait_psnr_db=portrait.psnr_db,
             in_domain=portrait.psnr_db >= self.config.in_domain_psnr_db,
+            prompt_cut=self.text.cut(spec.prompt),
         )
 
     @torch.inference_mode()
@@ -196,7 +221,7 @@ class Generator:
         self._check(request, session)
         applied = self._apply(session, request.block)
         clock = StageClock(self._device)
-        audio = self.dit.audio_condition(self._columns(session, request)[:, None])
+        audio = self.dit.audio_condition(self._columns(session, request)[None], session.weights)
         clock.mark("audio")
         distance = self.config.stream.sink_distance
         if distance == "random":
@@ -208,7 +233,7 @@ class Generator:
             audio,
             self._pose(session, request),
             distance,
-            silence=self._silence,
+            silence=session.silence,
         )
         clock.mark("dit")
         video, session.vae = self.vae.decode(latents.to(self._vae_dtype), session.vae)
@@ -229,18 +254,12 @@ class Generator:
         )
 
     def _check(self, request: BlockRequest, session: Session) -> None:
-        name, block, window = request.session, request.block, request.window
+        name, block = request.session, request.block
         if block <= session.last_block:
             raise ModelError(
                 f"block {block} of session {name} comes after block {session.last_block}; send blocks in rising order"
             )
-        samples = self.info.window.samples
-        if window.shape != (samples,) or window.dtype != np.float32:
-            raise ModelError(
-                f"the window of block {block} is {window.dtype} {list(window.shape)}; send {samples} float32 samples"
-            )
-        if not np.isfinite(window).all():
-            raise ModelError(f"the window of block {block} holds values that are not finite; send samples in -1..1")
+        check_window(request, self.info.window, len(session.levels))
         if request.posture not in POSTURES:
             raise ModelError(f"posture is {request.posture!r}; choose one of {', '.join(POSTURES)}")
 
@@ -258,15 +277,25 @@ class Generator:
         return tuple(name for name, change in (("prompt", text), ("image", portrait)) if change is not None)
 
     def _columns(self, session: Session, request: BlockRequest) -> Tensor:
-        """What the block's pictures hear: [1, states, D, frames_per_block]."""
+        """What the block's pictures hear: [A, states, D, frames_per_block]."""
         if session.columns is None:
-            window = torch.from_numpy(np.ascontiguousarray(request.window))[None].to(self._device)
-            return self.audio.window_features(window, request.block, session.level)
+            windows = torch.from_numpy(np.ascontiguousarray(np.atleast_2d(request.window))).to(self._device)
+            heard = zip(windows.split(1), session.levels, strict=True)
+            return torch.cat([self.audio.window_features(w, request.block, level) for w, level in heard])
         count = self.geometry.frames_per_block
         columns = session.columns[..., request.block * count :][..., :count]
         return F.pad(columns, (0, count - columns.shape[3]))
 
-    def _file_columns(self, sound: np.ndarray) -> Tensor:
+    def _file_columns(self, sound: np.ndarray | tuple[np.ndarray, ...], speakers: int) -> Tensor:
+        """Columns of whole files, [A, states, D, pictures], as long as the shortest."""
+        sounds = sound if isinstance(sound, tuple) else (sound,)
+        if len(sounds) != speakers:
+            raise ModelError(f"there are {len(sounds)} sounds for {speakers} speakers; send one for each")
+        columns = [self._columns_of(sound) for sound in sounds]
+        shortest = min(c.shape[3] for c in columns)
+        return torch.cat([c[..., :shortest] for c in columns])
+
+    def _columns_of(self, sound: np.ndarray) -> Tensor:
         if not hasattr(self.audio, "file_features"):
             raise UnsupportedError(
                 f"checkpoint {self.config.name} hears windows only; whole files (parity) need the published one"
@@ -280,11 +309,12 @@ class Generator:
         return self.audio.file_features(wave, self.geometry.frames_per_block * self.geometry.blocks_per_clip)
 
     def _pose(self, session: Session, request: BlockRequest) -> Tensor:
+        if session.pose is not None:
+            return self.dit.pose(session.pose.block(request.block, request.pose), self._frames, *self._size)
         if session.motion is None:
             return self.dit.pose(None, self._frames, *self._size)
-        track = session.motion.block(
-            request.block, request.window, self.config.audio.left_samples, posture=request.posture
-        )
+        heard = all_together(request.window)
+        track = session.motion.block(request.block, heard, self.config.audio.left_samples, posture=request.posture)
         track = torch.from_numpy(track)[None, :, :, None, None].to(self._device)
         return self.dit.pose(track, self._frames, *self._size)
 
@@ -299,9 +329,23 @@ class Generator:
     def _prompt(self, prompt: str) -> TextKV:
         return self.dit.text_kv(self.text.encode(prompt))
 
+    def _silence(self, speakers: int, weights: Tensor | None) -> AudioCondition | None:
+        if self._negative is None:
+            return None
+        shape = (self.config.dit.audio_layers, self.config.dit.audio_dim, self.geometry.frames_per_block)
+        return self.dit.audio_condition(torch.zeros(1, speakers, *shape, device=self._device), weights)
+
+    def _pose_video(self) -> PoseVideo:
+        dit, vae = self.config.dit, self.config.vae
+        if self.config.motion.enabled or vae.kind != "wan" or dit.cond_dim != vae.z_dim:
+            raise UnsupportedError(
+                f"checkpoint {self.config.name} takes no pose video: its head follows its own motion controller, not "
+                "pictures; leave the pose video out, or use a released folder"
+            )
+        return PoseVideo(self.vae, self._fit, self.geometry, self._device)
+
     def _portrait(self, image: np.ndarray) -> Portrait:
-        fit = fit_portrait if self.config.portrait_fit == "cover" else fit_short_side
-        picture = fit(image, self.geometry.width, self.geometry.height)
+        picture = self._fit(image, self.geometry.width, self.geometry.height)
         wanted = torch.from_numpy(picture).to(self._device).permute(2, 0, 1)[None].float() / 127.5 - 1
         still = self.vae.still(wanted)
         error = (still.shown.float().clamp(-1, 1) - wanted).square().mean().item() / 4

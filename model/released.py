@@ -3,19 +3,14 @@
 `survey` compares every name and shape with the modules that will run, built without memory, and tells all it finds;
 `avatarcast doctor` prints that list, `load_released` stops at its first failure. Loading goes file by file and tensor
 by tensor to the target device and precision, and merges an adapter on the way, so the host never holds more than one
-layer besides the target itself.
-
-    python -m model.released convert FOLDER --lora FILE OUT    writes a folder with the adapter merged
+layer besides the target itself. A folder that `model.convert` has written may hold the transformer's linear layers in
+fp8: their values as `F8_E4M3`, a float32 scale per row beside them (`….weight_scale`).
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
-import shutil
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,24 +20,28 @@ from torch import Tensor, nn
 
 from model.component_config import XLSRAudioConfig
 from model.config import DiTConfig, ModelConfig
-from model.errors import CheckpointError, ModelError
+from model.disk_cache import DiskCache, identity_of
+from model.errors import CheckpointError
+from model.fp8 import Fp8Linear, Rounded, can_round
 from model.lora import AdapterPlan, merge_pair, plan_adapter
-from model.published import published
+from model.published import CONFIG, SPEECH, published, read_json
 from model.published_keys import umt5_key, umt5_sizes, wan_vae_key, wan_vae_sizes, xlsr_key
-from model.tensor_files import Entry, entries_of, reading, write_safetensors
+from model.tensor_files import Entry, entries_of, reading
 from model.weights import build_modules
 
-CONFIG = "config.json"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 TEXT = "models_t5_umt5-xxl-enc-bf16.pth"
 VAE = "Wan2.1_VAE.pth"
-SPEECH = "wav2vec2-large-xlsr-53-english"
 TOKENIZER = "google/umt5-xxl"
 MERGED = "avatarcast_merged"
 """Key of `config.json` that says which adapter a converted folder already holds."""
+ROUNDED = "F8_E4M3"
+"""Precision of the linear layers of a folder that was converted to fp8."""
+SCALE = "_scale"
+"""Follows the name of such a weight in the name of its scales."""
 ALPHA = 64.0
 """Of the published adapter, whose file does not carry it; its rank is 128."""
-_STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +61,8 @@ class Source:
     path: Path
     key: str
     entry: Entry
+    scale: str | None = None
+    """Name of a rounded weight's scales, in the same file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class _Survey:
     def dit_sources(self) -> dict[str, Source] | None:
         """The index followed, never the folder's listing."""
         index = self.folder / INDEX
-        weight_map = self.attempt(index, lambda: dict(_json(index)["weight_map"]))
+        weight_map = self.attempt(index, lambda: dict(read_json(index)["weight_map"]))
         if weight_map is None:
             return None
         shards, failed = {}, False
@@ -128,7 +129,24 @@ class _Survey:
                 return None
         if failed:
             return None
-        return {key: Source(self.folder / name, key, shards[name][key]) for key, name in weight_map.items()}
+        return self.attempt(index, lambda: self._with_scales(weight_map, shards))
+
+    def _with_scales(self, weight_map: Mapping[str, str], shards: Mapping[str, Any]) -> dict[str, Source]:
+        """Every tensor of the shards, scales with the weights that they belong to."""
+        rounded = {key for key, name in weight_map.items() if shards[name][key].dtype == ROUNDED}
+        sources = {}
+        for key, name in weight_map.items():
+            path, entry, scale = self.folder / name, shards[name][key], None
+            if key.removesuffix(SCALE) in rounded - {key}:
+                continue
+            if key in rounded:
+                scale, found = key + SCALE, shards[name].get(key + SCALE)
+                wanted = Entry((entry.shape[0], 1), "F32")
+                if found != wanted:
+                    is_now = "missing" if found is None else f"{found.dtype} {list(found.shape)}"
+                    raise CheckpointError(f"{scale} in {path} is {is_now}, not F32 {list(wanted.shape)}; convert again")
+            sources[key] = Source(path, key, entry, scale)
+        return sources
 
     def renamed(self, path: Path, rename: Callable[[str], str | None], strict: bool) -> dict[str, Source] | None:
         """A single file's tensors under our names; unknown ones are an error, or with `strict` off left out."""
@@ -149,14 +167,14 @@ class _Survey:
         path, front = self.folder / SPEECH / CONFIG, self.folder / SPEECH / "preprocessor_config.json"
 
         def check_front() -> bool:
-            values = _json(front)
+            values = read_json(front)
             for name, wanted in (("sampling_rate", 16_000), ("do_normalize", True)):
                 if values.get(name) != wanted:
                     raise CheckpointError(f"{front} has {name} {values.get(name)!r}; only {wanted!r} is supported")
             return True
 
         fine = self.attempt(front, check_front)
-        config = self.attempt(path, lambda: XLSRAudioConfig.from_published(_json(path)))
+        config = self.attempt(path, lambda: XLSRAudioConfig.from_published(read_json(path)))
         return config if fine else None
 
     def tokenizer(self) -> None:
@@ -166,8 +184,10 @@ class _Survey:
         if self.attempt(path, lambda: load_tokenizer(path)) is not None:
             self.note(path, "ok", "the tokenizer can be read")
 
-    def compare(self, part: str, sources: Mapping[str, Source], wanted: Mapping[str, Tensor], path: Path) -> bool:
+    def compare(self, part: str, sources: Mapping[str, Source], module: nn.Module, path: Path) -> bool:
         """Names and shapes of one part against its module."""
+        wanted = wanted_of(part, module)
+        linear = {f"{name}.weight" for name, m in module.named_modules() if part == "dit" and can_round(name, m)}
         missing, extra = sorted(set(wanted) - set(sources)), sorted(set(sources) - set(wanted))
         if missing:
             text = f"{path} lacks {len(missing)} tensors of the {part}, first {missing[0]}; copy the released file"
@@ -182,12 +202,13 @@ class _Survey:
                 text = f"{source.key} in {source.path} is {list(source.entry.shape)}, not {shape}; check {CONFIG}"
                 self.note(source.path, "fail", text)
                 return False
-            if source.entry.dtype not in _STORED:
+            if source.entry.dtype not in STORED and not (source.scale and name in linear):
                 text = f"{source.key} in {source.path} is {source.entry.dtype}; only F32, F16 and BF16 are supported"
                 self.note(source.path, "fail", text)
                 return False
         if not missing and not extra:
-            text = f"{len(sources)} tensors of the {part} fit"
+            rounded = sum(source.scale is not None for source in sources.values())
+            text = f"{len(sources)} tensors of the {part} fit" + (f", {rounded} of them in fp8" if rounded else "")
             for file in sorted({source.path for source in sources.values()}):
                 self.note(file, "ok", text)
         return not missing and not extra
@@ -211,7 +232,7 @@ def survey(folder: str | Path, adapter: str | Path | None = None) -> tuple[list[
     text_path, vae_path, speech_path = folder / TEXT, folder / VAE, folder / SPEECH / "model.safetensors"
     speech = state.speech_config()
     layers = 25 if speech is None else speech.layers + 1
-    values = state.attempt(folder / CONFIG, lambda: dict(_json(folder / CONFIG)))
+    values = state.attempt(folder / CONFIG, lambda: dict(read_json(folder / CONFIG)))
     dit = None
     if values is not None:
         state.merged = values.pop(MERGED, None)
@@ -242,15 +263,17 @@ def survey(folder: str | Path, adapter: str | Path | None = None) -> tuple[list[
 
 def _fit(state: _Survey, config: ModelConfig, sources: dict[str, Any], adapter: str | Path | None) -> LoadPlan | None:
     with torch.device("meta"):
-        wanted = {part: module.state_dict() for part, module in build_modules(config).items()}
-    wanted["text"].pop("encoder.embed_tokens.weight")  # a second name of the shared embedding
+        modules = build_modules(config)
     paths = {"dit": INDEX, "vae": VAE, "audio": f"{SPEECH}/model.safetensors", "text": TEXT}
-    for part in wanted:
-        state.compare(part, sources[part], wanted[part], state.folder / paths[part])
+    for part, module in modules.items():
+        state.compare(part, sources[part], module, state.folder / paths[part])
     plan, path = None, None
     if adapter is not None:
         path = _adapter_path(Path(adapter).expanduser())
-        plan = state.attempt(path, lambda: _plan_adapter(path, wanted["dit"], state.merged))
+        is_rounded = any(source.scale for source in sources["dit"].values())
+        plan = state.attempt(
+            path, lambda: _plan_adapter(path, wanted_of("dit", modules["dit"]), state.merged, is_rounded)
+        )
         if plan is not None:
             text = f"{len(plan.pairs)} layers are adapted, {len(plan.plain)} tensors replaced, none is left over"
             state.note(path, "ok", text)
@@ -259,31 +282,29 @@ def _fit(state: _Survey, config: ModelConfig, sources: dict[str, Any], adapter: 
     return LoadPlan(config, state.folder, sources, plan, path)
 
 
+def wanted_of(part: str, module: nn.Module) -> dict[str, Tensor]:
+    """A part's parameters by name, every tensor once."""
+    wanted = module.state_dict()
+    if part == "text":
+        wanted.pop("encoder.embed_tokens.weight")  # a second name of the shared embedding
+    return wanted
+
+
 def _adapter_path(path: Path) -> Path:
     found = sorted(path.glob("*.safetensors")) if path.is_dir() else []
     return found[0] if len(found) == 1 else path
 
 
-def _plan_adapter(path: Path, wanted: Mapping[str, Tensor], merged: Any) -> AdapterPlan:
+def _plan_adapter(path: Path, wanted: Mapping[str, Tensor], merged: Any, is_rounded: bool) -> AdapterPlan:
     if merged is not None:
         raise CheckpointError(f"the checkpoint already holds the adapter {merged}; load it without {path}")
+    if is_rounded:
+        raise CheckpointError(f"the checkpoint's layers are in fp8, which take no adapter; convert it with {path}")
     shapes = {name: entry.shape for name, entry in entries_of(path).items()}
     try:
         return plan_adapter({name: tuple(t.shape) for name, t in wanted.items()}, shapes)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; copy it from the released checkpoint") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); copy it again") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is not a JSON object; copy the released file")
-    return values
 
 
 def plan_released(folder: str | Path, adapter: str | Path | None = None) -> LoadPlan:
@@ -298,7 +319,9 @@ def plan_released(folder: str | Path, adapter: str | Path | None = None) -> Load
     return plan
 
 
-def stored_tensors(plan: LoadPlan, part: str, alpha: float, device: str | torch.device) -> Iterator[tuple[str, Tensor]]:
+def stored_tensors(
+    plan: LoadPlan, part: str, alpha: float, device: str | torch.device
+) -> Iterator[tuple[str, Tensor | Rounded]]:
     """One part's parameters in file order, on the device, in the stored precision, the adapter merged.
 
     Raises:
@@ -306,19 +329,28 @@ def stored_tensors(plan: LoadPlan, part: str, alpha: float, device: str | torch.
     """
     adapter = plan.adapter if part == "dit" else None
     with _reading_adapter(plan) as adapter_value:
-        for path, entries in _by_file(plan.sources[part]).items():
+        for path, entries in by_file(plan.sources[part]).items():
             with reading(path) as value_of:
                 for name, source in entries:
                     value = _owned(value_of(source.key), device)
+                    if source.scale is not None:
+                        scales = _owned(value_of(source.scale), device)
+                        _check_finite(scales, source.scale, path)
+                        yield name, Rounded(value, scales)
+                        continue
                     if adapter is not None and name in adapter.plain:
                         value = _owned(adapter_value(adapter.plain[name]), device).to(value.dtype)
                     if adapter is not None and name in adapter.pairs:
                         a, b = (_owned(adapter_value(side), device) for side in adapter.pairs[name])
                         value = merge_pair(value, a, b, alpha)
-                    if not bool(value.isfinite().all()):
-                        raise CheckpointError(f"{source.key} in {path} holds values that are not finite; copy it again")
+                    _check_finite(value, source.key, path)
                     yield name, value
                     del value  # before the next one is read
+
+
+def _check_finite(value: Tensor, key: str, path: Path) -> None:
+    if not bool(value.isfinite().all()):
+        raise CheckpointError(f"{key} in {path} holds values that are not finite; copy it again")
 
 
 def _reading_adapter(plan: LoadPlan) -> Any:
@@ -339,6 +371,10 @@ def load_released(
     alpha: float = ALPHA,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    keep_fp8: bool = False,
+    cache: Path | None = None,
+    cache_bytes: int = 0,
+    defer_text: bool = False,
 ) -> tuple[ModelConfig, dict[str, nn.Module]]:
     """Read a released folder into modules in evaluation mode.
 
@@ -348,40 +384,75 @@ def load_released(
         alpha: its scale times its rank.
         device: where the modules live.
         dtype: of the transformer and the text encoder; the VAE and the speech encoder are float32.
+        keep_fp8: leave layers that are stored in fp8 as they are; otherwise they are widened to `dtype`.
+        cache, cache_bytes: folder for encoded prompts and portraits and its bound; None keeps nothing.
+        defer_text: read the prompt encoder when a prompt comes that is not on disk.
 
     Raises:
         CheckpointError: one sentence naming the file, and the key where one is at fault, before any weight is read.
     """
     plan = plan_released(folder, adapter)
     tensors = lambda part: stored_tensors(plan, part, alpha, device)  # noqa: E731
-    modules = assemble(plan.config, tensors, dtype)
-    from model.umt5 import load_tokenizer
+    modules = assemble(plan.config, tensors, dtype, keep_fp8, leave_out=("text",) if defer_text else ())
+    from model.umt5 import Thrift, load_tokenizer
 
-    modules["text"].tokenizer = load_tokenizer(plan.folder / TOKENIZER)
+    text, vae, device = modules["text"], modules["vae"], torch.device(device)
+    text.tokenizer = load_tokenizer(plan.folder / TOKENIZER)
+
+    def cache_of(precision: torch.dtype, *names: str) -> DiskCache | None:
+        if cache is None:
+            return None
+        identity = f"{identity_of(*(plan.folder / name for name in names))} {precision} {device.type}"
+        return DiskCache(cache, cache_bytes, identity)
+
+    fill = (lambda: fill_part("text", text, tensors("text"), dtype)) if defer_text else None
+    tokenizer = sorted(str(path.relative_to(plan.folder)) for path in (plan.folder / TOKENIZER).iterdir())
+    text.thrift = Thrift(cache=cache_of(dtype, TEXT, CONFIG, *tokenizer), device=device, fill=fill)
+    vae.cache = cache_of(torch.float32, VAE)
     return plan.config, modules
 
 
 def assemble(
-    config: ModelConfig, tensors: Callable[[str], Iterator[tuple[str, Tensor]]], dtype: torch.dtype
+    config: ModelConfig,
+    tensors: Callable[[str], Iterator[tuple[str, Tensor | Rounded]]],
+    dtype: torch.dtype,
+    keep_fp8: bool = False,
+    leave_out: Collection[str] = (),
 ) -> dict[str, nn.Module]:
     """Modules built without memory and filled tensor by tensor.
 
     Args:
         config: what to build.
         tensors: a part's parameters by name, on their device; names of one shared tensor may repeat it.
-        dtype: as for `load_released`.
+        dtype, keep_fp8: as for `load_released`.
+        leave_out: parts that stay without memory, for `fill_part`.
     """
     with torch.device("meta"):
         modules = build_modules(config)
     for part, module in modules.items():
-        wanted = dtype if part in ("dit", "text") else torch.float32
-        for name, value in tensors(part):
-            place(module, name, value.to(wanted))
-        if part == "text":
-            module.encoder.embed_tokens.weight = module.shared.weight
-        bare = [name for name, value in module.state_dict().items() if value.is_meta]
-        assert not bare, f"{part}.{bare[0]} was not filled"
+        if part not in leave_out:
+            fill_part(part, module, tensors(part), dtype, keep_fp8)
     return modules
+
+
+def fill_part(
+    part: str,
+    module: nn.Module,
+    tensors: Iterator[tuple[str, Tensor | Rounded]],
+    dtype: torch.dtype,
+    keep_fp8: bool = False,
+) -> None:
+    """Give a module that was built without memory its parameters; arguments as for `assemble`."""
+    wanted = dtype if part in ("dit", "text") else torch.float32
+    for name, value in tensors:
+        if isinstance(value, Rounded) and keep_fp8:
+            place_rounded(module, name, value)
+        else:
+            place(module, name, (value.wide() if isinstance(value, Rounded) else value).to(wanted))
+    if part == "text":
+        module.encoder.embed_tokens.weight = module.shared.weight
+    bare = [name for name, value in module.state_dict().items() if value.is_meta]
+    assert not bare, f"{part}.{bare[0]} was not filled"
 
 
 def place(module: nn.Module, name: str, value: Tensor) -> None:
@@ -390,58 +461,15 @@ def place(module: nn.Module, name: str, value: Tensor) -> None:
     module.get_submodule(owner)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
 
 
-def convert(folder: str | Path, out: str | Path, adapter: str | Path, alpha: float = ALPHA) -> None:
-    """Write a folder in the released layout whose transformer has the adapter merged; it loads in one pass.
-
-    Raises:
-        CheckpointError: as `load_released`, or the output exists.
-    """
-    plan, out = plan_released(folder, adapter), Path(out).expanduser()
-    if out.exists():
-        raise CheckpointError(f"{out} exists; name a new folder")
-    unfinished = out.with_name(out.name + ".part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    ignored = shutil.ignore_patterns("*.safetensors", "*.index.json", "*.bin", "*.msgpack")
-    shutil.copytree(plan.folder, unfinished, ignore=ignored)
-    (unfinished / SPEECH).mkdir(exist_ok=True)
-    shutil.copy(plan.folder / SPEECH / "model.safetensors", unfinished / SPEECH)
-    values = _json(plan.folder / CONFIG)
-    values[MERGED] = plan.adapter_path.name if plan.adapter_path else None
-    (unfinished / CONFIG).write_text(json.dumps(values, indent=2), encoding="utf-8")
-    in_order = [entry for entries in _by_file(plan.sources["dit"]).values() for entry in entries]
-    shapes = {name: source.entry.shape for name, source in in_order}
-    stored = {_STORED[source.entry.dtype] for _, source in in_order}
-    dtype = torch.float32 if len(stored) > 1 else stored.pop()
-    name = "diffusion_pytorch_model-00001-of-00001.safetensors"
-    write_safetensors(unfinished / name, shapes, dtype, stored_tensors(plan, "dit", alpha, "cpu"))
-    index = {"metadata": {}, "weight_map": dict.fromkeys(shapes, name)}
-    (unfinished / INDEX).write_text(json.dumps(index), encoding="utf-8")
-    unfinished.replace(out)
+def place_rounded(module: nn.Module, name: str, weight: Rounded) -> None:
+    """Put a layer in fp8 in a linear layer's place; its bias may have come before or come later."""
+    path = name.rpartition(".")[0]
+    owner, _, leaf = path.rpartition(".")
+    setattr(module.get_submodule(owner), leaf, Fp8Linear(weight, module.get_submodule(path).bias))
 
 
-def _by_file(sources: Mapping[str, Source]) -> dict[Path, list[tuple[str, Source]]]:
+def by_file(sources: Mapping[str, Source]) -> dict[Path, list[tuple[str, Source]]]:
     files: dict[Path, list[tuple[str, Source]]] = {}
     for name, source in sources.items():
         files.setdefault(source.path, []).append((name, source))
     return files
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command in the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m model.released")
-    command = parser.add_subparsers(required=True).add_parser("convert", help="write a folder with an adapter merged")
-    command.add_argument("folder")
-    command.add_argument("out")
-    command.add_argument("--lora", required=True)
-    command.add_argument("--alpha", type=float, default=ALPHA)
-    given = parser.parse_args(arguments)
-    try:
-        convert(given.folder, given.out, given.lora, given.alpha)
-    except ModelError as error:
-        print(f"model.released: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from model.component_config import WanVAEConfig, XLSRAudioConfig
 from model.config import ModelConfig, RunConfig, SamplerConfig
+from model.errors import UnsupportedError
 from model.sampler import TRAIN_STEPS, euler_step, published_sigmas
 from model.sampling import chosen_size
 
@@ -55,6 +56,9 @@ def solver_maker(name: str, sigmas: Sequence[float]) -> Callable[[], Solver]:
     Args:
         name: one of `sampling.SOLVERS`.
         sigmas: falling noise levels, one per step, without the final 0.
+
+    Raises:
+        UnsupportedError: the library of the multistep methods is not installed.
     """
     if name == "euler":
         solver = _Euler(sigmas)  # carries nothing between steps
@@ -72,14 +76,17 @@ def _scheduler(name: str, sigmas: Sequence[float]) -> Any:
         "final_sigmas_type": "zero",
         "lower_order_final": True,
     }
-    if name == "unipc":
-        from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+    try:
+        if name == "unipc":
+            from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
-        scheduler = UniPCMultistepScheduler(**options)
-    else:
-        from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+            scheduler = UniPCMultistepScheduler(**options)
+        else:
+            from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
-        scheduler = DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **options)
+            scheduler = DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", **options)
+    except ImportError:
+        raise UnsupportedError(f"solver is {name}, which needs diffusers; install it, or use euler") from None
     scheduler.set_timesteps(len(sigmas))
     levels = [min(sigma, HIGHEST_LEVEL) for sigma in sigmas]
     scheduler.sigmas = torch.tensor([*levels, 0.0], dtype=torch.float32)

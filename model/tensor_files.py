@@ -19,7 +19,8 @@ from torch import Tensor
 
 from model.errors import CheckpointError
 
-_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+FP8 = torch.float8_e4m3fn
+_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", FP8: "F8_E4M3"}
 _LONGEST_HEADER = 100_000_000
 
 
@@ -85,21 +86,25 @@ def reading(path: Path) -> Iterator[Callable[[str], Tensor]]:
 
 
 def write_safetensors(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, values: Iterable[tuple[str, Tensor]]
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype | Mapping[str, torch.dtype],
+    values: Iterable[tuple[str, Tensor]],
 ) -> None:
     """Write a file tensor by tensor, so that only one is in memory; the name appears when the file is complete.
 
     Args:
         path: file to write.
         shapes: every tensor, in the order of `values`.
-        dtype: of all of them.
+        dtype: of all of them, or of each.
         values: the tensors; they are converted.
     """
+    dtypes = dtype if isinstance(dtype, Mapping) else dict.fromkeys(shapes, dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
-        end = offset + torch.Size(shape).numel() * dtype.itemsize
-        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        end = offset + torch.Size(shape).numel() * dtypes[name].itemsize
+        header[name] = {"dtype": _NAMES[dtypes[name]], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -108,6 +113,6 @@ def write_safetensors(
         file.write(len(text).to_bytes(8, "little") + text)
         for (name, value), wanted in zip(values, shapes, strict=True):
             assert name == wanted and tuple(value.shape) == tuple(shapes[name]), name
-            flat = value.detach().to("cpu", dtype).contiguous().reshape(-1)
+            flat = value.detach().to("cpu", dtypes[name]).contiguous().reshape(-1)
             file.write(flat.view(torch.uint8).numpy().data)
     unfinished.replace(path)

@@ -76,3 +76,7 @@ class HashTextEncoder(nn.Module):
         """One prompt to [1, n, D], without padding; an empty prompt has n = 0."""
         ids = self.token_ids([prompt]).to(self.positions.device)
         return self(ids)[:, : int((ids > 0).sum())]
+
+    def cut(self, prompt: str) -> str:
+        """The words beyond `max_len`, which are not read; mostly none."""
+        return " ".join(words(prompt)[self.cfg.max_len :])

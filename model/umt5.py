@@ -11,6 +11,8 @@ from __future__ import annotations
 import html
 import logging
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,18 +23,37 @@ os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 from transformers import UMT5Config, UMT5EncoderModel  # noqa: E402  (the switch above must come first)
 
 from model.component_config import UMT5TextConfig  # noqa: E402
-from model.errors import CheckpointError  # noqa: E402
+from model.disk_cache import DiskCache  # noqa: E402
+from model.errors import CheckpointError, UnsupportedError  # noqa: E402
 
 log = logging.getLogger(__name__)
 
 
 def clean(prompt: str) -> str:
-    """Repair wrongly decoded letters, undo HTML escapes (twice: feeds often escape twice), collapse white space."""
-    if not prompt.isascii() or "&" in prompt or not prompt.isprintable():  # the rest has nothing to repair
-        import ftfy
+    """Repair wrongly decoded letters, undo HTML escapes (twice: feeds often escape twice), collapse white space.
 
+    Raises:
+        UnsupportedError: there is something to repair, and the library for it is not installed.
+    """
+    if not prompt.isascii() or "&" in prompt or not prompt.isprintable():  # the rest has nothing to repair
+        try:
+            import ftfy
+        except ImportError:
+            raise UnsupportedError(f"the prompt {prompt!r} needs the package ftfy; install it, or use ASCII") from None
         prompt = ftfy.fix_text(prompt)
     return " ".join(html.unescape(html.unescape(prompt)).split())
+
+
+@dataclass(slots=True, kw_only=True)
+class Thrift:
+    """How an encoder saves what it costs: prompts known on disk, weights read when one is not."""
+
+    cache: DiskCache | None
+    """Of encoded prompts."""
+    device: torch.device
+    """Where they are wanted, and where the weights go."""
+    fill: Callable[[], None] | None
+    """Reads the weights; None once that is done."""
 
 
 class Tokens(NamedTuple):
@@ -42,6 +63,8 @@ class Tokens(NamedTuple):
     """[n] int64, the end mark last."""
     num_cut: int
     """Tokens beyond the limit, which are not read."""
+    cut: list[int]
+    """Those tokens."""
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -69,6 +92,7 @@ class UMT5Text(nn.Module):
         self.cfg = cfg
         self.tokenizer: Any = None
         """As `load_tokenizer` gives it; whoever loads the weights sets it."""
+        self.thrift: Thrift | None = None
         library = UMT5EncoderModel(
             UMT5Config(
                 vocab_size=cfg.vocab,
@@ -100,17 +124,34 @@ class UMT5Text(nn.Module):
         if self.tokenizer is None:
             raise CheckpointError("the text encoder has no tokenizer; load it from the checkpoint's google/umt5-xxl")
         ids = self.tokenizer(clean(prompt), add_special_tokens=True)["input_ids"]
-        num_cut = max(0, len(ids) - self.cfg.max_len)
-        if num_cut:
+        cut: list[int] = []
+        if len(ids) > self.cfg.max_len:
+            cut = list(ids[self.cfg.max_len - 1 : -1])
             ids = [*ids[: self.cfg.max_len - 1], ids[-1]]
-        return Tokens(torch.tensor(ids, dtype=torch.int64), num_cut)
+        return Tokens(torch.tensor(ids, dtype=torch.int64), len(cut), cut)
+
+    def cut(self, prompt: str) -> str:
+        """The end of a prompt that is not read, because it has too many tokens; mostly none."""
+        return str(self.tokenizer.decode(cut)).strip() if (cut := self.tokens(prompt).cut) else ""
 
     def encode(self, prompt: str) -> Tensor:
         """One prompt to [1, n, D], the end mark included; an empty prompt has n = 1.
 
         A prompt that is too long is cut, with a warning in the log that says by how much.
         """
-        ids, num_cut = self.tokens(prompt)
+        if self.thrift is None:
+            return self._encoded(prompt)
+        cache, device = self.thrift.cache, self.thrift.device
+        if cache is None:
+            return self._encoded(prompt)
+        return cache.get("prompt", clean(prompt).encode(), lambda: self._encoded(prompt), device)
+
+    def _encoded(self, prompt: str) -> Tensor:
+        if self.thrift is not None and self.thrift.fill is not None:
+            log.info("reading the prompt encoder for a prompt that is not on disk")
+            fill, self.thrift.fill = self.thrift.fill, None
+            fill()
+        ids, num_cut, _ = self.tokens(prompt)
         if num_cut:
             log.warning(
                 "the prompt has %d tokens; the last %d are not read, since the model takes %d",

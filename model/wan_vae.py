@@ -1,10 +1,9 @@
-"""The published video VAE (Wan 2.1) as a stream: the library's encoder, our decoder, own memory.
+"""The published video VAE (Wan 2.1) as a stream: `model.wan_encoder`, `model.wan_decoder`, and memory as a value.
 
-The library's `encode` and `decode` keep their memory in the module and clear it on every call, so one session would
-destroy another's. Here that memory is a value that goes in and comes back; weights never change and any number of
-sessions share them. The encoder runs once a portrait; the decoder runs in every block and is `model.wan_decoder`. The
-very first latent of a stream is decoded alone (it gives one picture, later ones four); after it any number may go
-together, and every splitting gives the same pictures.
+The library's `AutoencoderKLWan` keeps its memory in the module and clears it on every call, so one session would
+destroy another's. Here that memory goes in and comes back; weights never change and any number of sessions share them.
+The encoder runs once a portrait, the decoder in every block. The very first latent of a stream is decoded alone (it
+gives one picture, later ones four); after it any number may go together, and every splitting gives the same pictures.
 
 Letters: B batch, T pictures, F latent frames (T = 1 + 4 (F - 1) from the start of a stream, then T = 4 F), H and W
 pixels, h and w latent rows and columns, z latent channels.
@@ -14,15 +13,16 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.component_config import WanVAEConfig
+from model.disk_cache import DiskCache
 from model.state import State
 from model.vae import Still
 from model.wan_decoder import WanDecoder
+from model.wan_encoder import WanEncoder
 
 LATENTS_PER_CALL = 3
 """Latents that go through the decoder together: a block of the published model."""
@@ -32,9 +32,8 @@ LATENTS_PER_CALL = 3
 class WanMemory(State):
     """What one stream of the encoder or of the decoder carries between calls; never changed in place."""
 
-    slots: tuple[Any, ...]
-    """Per causal convolution its last inputs, None before any: of the decoder [B, 2, rows, columns, channels], of the
-    encoder as the library keeps them, [B, channels, at most 2, rows, columns]."""
+    slots: tuple[Tensor | None, ...]
+    """Per causal convolution its last inputs, [B, 1 or 2, rows, columns, channels]; None before any."""
     started: bool = False
     """The first picture, or latent, has passed."""
 
@@ -51,21 +50,12 @@ class WanVAE(nn.Module):
 
     def __init__(self, cfg: WanVAEConfig) -> None:
         super().__init__()
-        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d
-
-        library = AutoencoderKLWan(
-            base_dim=cfg.base_width,
-            z_dim=cfg.z_dim,
-            dim_mult=list(cfg.width_multipliers),
-            num_res_blocks=cfg.residual_blocks,
-            temperal_downsample=list(cfg.temporal_downsample),
-            latents_mean=list(cfg.latents_mean),
-            latents_std=list(cfg.latents_std),
-        )
         self.cfg = cfg
-        self.encoder, self.quant_conv = library.encoder, library.quant_conv
-        self.post_quant_conv, self.decoder = library.post_quant_conv, WanDecoder(cfg)
-        self._encoder_slots = sum(isinstance(m, WanCausalConv3d) for m in self.encoder.modules())
+        self.encoder, self.decoder = WanEncoder(cfg), WanDecoder(cfg)
+        self.quant_conv = nn.Conv3d(2 * cfg.z_dim, 2 * cfg.z_dim, 1)
+        self.post_quant_conv = nn.Conv3d(cfg.z_dim, cfg.z_dim, 1)
+        self.cache: DiskCache | None = None
+        """Of portraits' latents; whoever loads the weights may set it."""
 
     def encode(self, video: Tensor, state: WanMemory | None = None) -> tuple[Tensor, WanMemory]:
         """Pictures to normalised latents, the mean of the posterior.
@@ -80,7 +70,7 @@ class WanVAE(nn.Module):
         Raises:
             ValueError: T leaves a remainder, which could not be encoded without what follows.
         """
-        state = state or WanMemory(slots=(None,) * self._encoder_slots)
+        state = state or WanMemory(slots=(None,) * self.encoder.num_slots)
         stride, pictures = self.cfg.stride[0], video.shape[2]
         first = 0 if state.started else 1
         if pictures < max(first, 1) or (pictures - first) % stride:
@@ -88,11 +78,13 @@ class WanVAE(nn.Module):
             raise ValueError(f"{pictures} pictures leave a remainder; pass {start}a multiple of {stride}")
         pieces = [video[:, :, :1]] if first else []
         pieces += list(video[:, :, first:].split(stride, 2)) if pictures > first else []
-        memory, dtype = list(state.slots), next(self.encoder.parameters()).dtype
-        moments = [self.encoder(p.to(dtype), feat_cache=memory, feat_idx=[0]) for p in pieces]
+        slots, moments, dtype = state.slots, [], next(self.encoder.parameters()).dtype
+        for i, piece in enumerate(pieces):
+            found, slots = self.encoder(piece.to(dtype), slots, is_first=bool(first) and i == 0)
+            moments.append(found)
         mean = self.quant_conv(torch.cat(moments, 2).to(self.quant_conv.weight.dtype))[:, : self.cfg.z_dim].float()
         shift, scale = self._statistics(mean.device)
-        return (mean - shift) / scale, WanMemory(slots=tuple(memory), started=True)
+        return (mean - shift) / scale, WanMemory(slots=slots, started=True)
 
     def decode(self, latents: Tensor, state: WanMemory | None = None) -> tuple[Tensor, WanMemory]:
         """Normalised latents to pictures.
@@ -125,12 +117,19 @@ class WanVAE(nn.Module):
         """
         cfg = self.cfg
         video = image[:, :, None].expand(-1, -1, 1 + cfg.stride[0] * (cfg.motion_latents - 1), -1, -1)
-        past, _ = self.encode(video)
+        past = self._encoded(video, image)
         missing = max(0, cfg.warmup_latents - cfg.motion_latents)
         warmup = torch.cat([past, past[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2)[:, :, : cfg.warmup_latents]
         shown, state = self.decode(warmup)
         reference = past[:, :, :1] if cfg.reference_latent == "first" else past[:, :, 1:2]
         return Still(reference=reference, past=past, state=state, shown=shown[:, :, -1])
+
+    def _encoded(self, video: Tensor, image: Tensor) -> Tensor:
+        """Latents of a still video, from disk where the picture is known."""
+        if self.cache is None:
+            return self.encode(video)[0]
+        picture = repr((tuple(video.shape), str(image.dtype))).encode() + image.cpu().contiguous().numpy().tobytes()
+        return self.cache.get("portrait", picture, lambda: self.encode(video)[0], image.device)
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         return _per_channel(self.cfg.latents_mean, device), _per_channel(self.cfg.latents_std, device)

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from model.component_config import UMT5TextConfig, WanVAEConfig, XLSRAudioConfig
 from model.config import ModelConfig, RunConfig
+from model.disk_cache import cache_folder
 from model.errors import CheckpointError
-from model.fast import device_of
+from model.fast import can_fp8, device_of
+from model.published import RANDOM
 
 FORMAT = "avatarcast-1"
 PARTS = ("dit", "vae", "audio", "text")
-RANDOM = "random:"
 _SCALE = ".scale"
 
 
@@ -154,6 +155,9 @@ def load_weights(run: RunConfig) -> tuple[ModelConfig, dict[str, nn.Module]]:
     device = device_of(run)
     is_narrow = run.dtype == "bfloat16" or (device.type == "cuda" and run.dtype == "auto")
     dtype = torch.bfloat16 if is_narrow else torch.float32
+    from model.adapter_files import adapter_file
+
+    adapter = adapter_file(run.lora) if run.lora else None  # asks the hub, so before the libraries that must not
     if run.checkpoint.startswith(RANDOM):
         from model.forge import random_modules
 
@@ -162,7 +166,18 @@ def load_weights(run: RunConfig) -> tuple[ModelConfig, dict[str, nn.Module]]:
     if path.is_dir():
         from model.released import load_released
 
-        return load_released(path, adapter=run.lora or None, alpha=run.lora_alpha, device=device, dtype=dtype)
+        keep = can_fp8(device) and run.weights_dtype != "bf16" and dtype == torch.bfloat16
+        return load_released(
+            path,
+            adapter=adapter,
+            alpha=run.lora_alpha,
+            device=device,
+            dtype=dtype,
+            keep_fp8=keep,
+            cache=cache_folder(run.cache),
+            cache_bytes=int(run.cache_gb * 1e9),
+            defer_text=run.text_load == "needed",
+        )
     config, modules = load_checkpoint(path)
     return config, {name: module.to(device) for name, module in modules.items()}
 

@@ -123,7 +123,7 @@ class XLSREncoder(nn.Module):
         """The block's columns; the level is brought up to the block's end first and stays as it is for the window.
 
         Args:
-            window: [1, window.samples] float32 in -1..1.
+            window: [1, samples] float32 in -1..1, `window.samples` to `window.most_samples` of them.
             block: index on the stream's clock; it decides which states the pictures fall on.
             heard: level of the stream, as `listen` gives it; updated in place.
             known: samples of the window that have been heard already, where its end is still to come; that end is
@@ -133,14 +133,15 @@ class XLSREncoder(nn.Module):
             [1, layers + 1, D, frames_per_block].
         """
         spec = self.window
-        known = spec.samples if known is None else known
+        known = window.shape[1] if known is None else known
+        shape = spec.samples if known <= spec.samples else spec.most_samples  # two shapes, whatever is known
         start = block * spec.block_samples - spec.left_samples
         heard.hear(window[0, : spec.left_samples + spec.block_samples], start, self.cfg)
         # Windows start on the 50 Hz grid, at the stream's origin at the earliest; the rest of the shape is padding.
         first = max(start, heard.origin)
         first += -first % HOP_SAMPLES
         sound = heard.apply(window[:, first - start : known], self.cfg.floor_rms)
-        wave = torch.nn.functional.pad(sound, (0, spec.samples - sound.shape[1]))
+        wave = torch.nn.functional.pad(sound, (0, shape - sound.shape[1]))
         states = self.states(wave, sound.shape[1])
         positions = live_positions(block * self.frames_per_block, self.frames_per_block, self.fps)
         return columns_at(states, positions, first // HOP_SAMPLES)

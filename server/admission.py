@@ -16,6 +16,10 @@ from dataclasses import dataclass
 from server.config import LimitsConfig
 from server.errors import ApiError
 from server.metrics import percentile
+from server.rates import RateByName
+
+UNKNOWN_SESSION_S = 60.0
+"""How long a session is expected to last before any has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,16 +45,22 @@ class Load:
 
 
 class Slot:
-    """One place for one session. `release` may be called again; only the first call counts."""
+    """One place for one session. `release` may be called again; only the first call counts.
 
-    def __init__(self, admission: Admission) -> None:
-        self._admission: Admission | None = admission
+    Args:
+        since_s: when it was taken.
+        leave: told once, when it is given back.
+    """
+
+    def __init__(self, since_s: float, leave: Callable[[Slot], None]) -> None:
+        self.since_s = since_s
+        self._leave: Callable[[Slot], None] | None = leave
 
     def release(self) -> None:
         """Give the place back."""
-        if self._admission is not None:
-            self._admission._taken -= 1
-            self._admission = None
+        if self._leave is not None:
+            leave, self._leave = self._leave, None
+            leave(self)
 
 
 class Admission:
@@ -59,16 +69,27 @@ class Admission:
     def __init__(self, limits: LimitsConfig, *, now: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._now = now
-        self._taken = 0
+        self._slots: set[Slot] = set()
+        self._held_s: deque[float] = deque(maxlen=32)
         self._load: Load | None = None
         self._closed: str | None = None
-        self._starts: dict[str, deque[float]] = {}
+        self._starts = RateByName(limits.sessions_per_minute, now=now)
         self._works: deque[float] = deque(maxlen=400)
+        self._on_room: Callable[[], None] = lambda: None
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever there may be a free slot."""
+        self._on_room = callback
 
     @property
     def taken(self) -> int:
         """Slots in use, loading sessions included."""
-        return self._taken
+        return len(self._slots)
+
+    @property
+    def closed(self) -> str | None:
+        """Why nobody is let in any more; None while somebody may be."""
+        return self._closed
 
     @property
     def max_sessions(self) -> int:
@@ -84,6 +105,7 @@ class Admission:
     def measured(self, load: Load) -> None:
         """Take the engine's own timing at start-up."""
         self._load = load
+        self._on_room()
 
     def observe_block(self, work_s: float) -> None:
         """Take one block's real cost; what sessions really need moves the measured block time upwards, slowly.
@@ -103,22 +125,54 @@ class Admission:
         """Refuse every new session from now on: the server is leaving."""
         self._closed = reason
 
-    def reserve(self, client: str) -> Slot:
-        """Take a slot, or say why not.
+    def enter(self, client: str) -> None:
+        """Count one wish for a session, whether there is room or not.
 
         Args:
             client: address of the asker, for the rate limit.
 
         Raises:
-            ApiError: `capacity` (503) or `rate_limited` (429), both with `Retry-After`.
+            ApiError: `capacity` (503) while the server leaves, or `rate_limited` (429), both with `Retry-After`.
         """
         if self._closed:
             raise ApiError("capacity", self._closed, retry_after_s=30)
-        self._check_rate(client)
-        if self._taken >= self.max_sessions:
-            raise ApiError("capacity", self._full_sentence(), retry_after_s=15)
-        self._taken += 1
-        return Slot(self)
+        wait_s = self._starts.wait_s(client)
+        if wait_s:
+            most = self._limits.sessions_per_minute
+            raise ApiError(
+                "rate_limited",
+                f"{most} sessions within a minute are the most (limits.sessions_per_minute); wait {wait_s} s.",
+                retry_after_s=wait_s,
+            )
+
+    def take(self) -> Slot | None:
+        """A slot, or None when all are taken."""
+        if self._closed or self.taken >= self.max_sessions:
+            return None
+        slot = Slot(self._now(), self._left)
+        self._slots.add(slot)
+        return slot
+
+    def _left(self, slot: Slot) -> None:
+        self._slots.discard(slot)
+        self._held_s.append(self._now() - slot.since_s)
+        self._on_room()
+
+    def refusal(self) -> ApiError:
+        """`capacity` (503), with the reason why no slot is free."""
+        return ApiError("capacity", self._full_sentence(), retry_after_s=15)
+
+    def eta_s(self, position: int) -> float:
+        """Expected seconds until the slot for the one at `position` (from 1) of a queue is free.
+
+        Sessions are expected to last as long as the last ones did (a minute before any ended), and those that have
+        lasted longer a quarter of that longer.
+        """
+        mean_s = sum(self._held_s) / len(self._held_s) if self._held_s else UNKNOWN_SESSION_S
+        now = self._now()
+        left = sorted(max(mean_s - (now - slot.since_s), mean_s / 4) for slot in self._slots) or [0.0]
+        rounds, place = divmod(max(1, position) - 1, len(left))
+        return left[place] + rounds * mean_s
 
     def _full_sentence(self) -> str:
         if self._limits.max_sessions:
@@ -130,19 +184,3 @@ class Admission:
             f"{self._load.block_s * 1000:.0f} ms of work a session, so no more than {self.max_sessions} fit; "
             "try again later."
         )
-
-    def _check_rate(self, client: str) -> None:
-        now = self._now()
-        if len(self._starts) > 4096:
-            self._starts = {c: s for c, s in self._starts.items() if s and now - s[-1] < 60}
-        starts = self._starts.setdefault(client, deque())
-        while starts and now - starts[0] >= 60:
-            starts.popleft()
-        if len(starts) >= self._limits.sessions_per_minute:
-            wait = max(1, math.ceil(60 - (now - starts[0])))
-            raise ApiError(
-                "rate_limited",
-                f"{len(starts)} sessions within a minute are the most (limits.sessions_per_minute); wait {wait} s.",
-                retry_after_s=wait,
-            )
-        starts.append(now)

@@ -11,7 +11,14 @@ from collections.abc import Callable
 
 import aioice.ice
 from aiortc import RTCPeerConnection, RTCRtpReceiver, RTCRtpSender
-from aiortc.rtp import RtpPacket
+from aiortc.rtp import (
+    RTCP_PSFB_APP,
+    RtcpPsfbPacket,
+    RtcpRrPacket,
+    RtcpSrPacket,
+    RtpPacket,
+    unpack_remb_fci,
+)
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +31,31 @@ def on_keyframe_request(sender: RTCRtpSender, callback: Callable[[], None]) -> N
     A track that returns encoded packets bypasses the sender's own encoder, and the request with it.
     """
     sender._send_keyframe = callback  # type: ignore[method-assign]
+
+
+def on_feedback(sender: RTCRtpSender, callback: Callable[[float | None, float | None], None]) -> None:
+    """Call `callback` with what the receiver of this sender reports: the share of packets lost (0 to 1), or the most
+    kbit/s that it thinks it can take (REMB); the other is None.
+
+    aiortc keeps the last loss in its statistics, and hands REMB only to its own encoder, which encoded packets bypass.
+    """
+    upstream = sender._handle_rtcp_packet
+
+    async def handle(packet: object) -> None:
+        await upstream(packet)
+        if isinstance(packet, RtcpRrPacket | RtcpSrPacket):
+            for report in packet.reports:
+                if report.ssrc == sender._ssrc:
+                    callback(report.fraction_lost / 256, None)
+        elif isinstance(packet, RtcpPsfbPacket) and packet.fmt == RTCP_PSFB_APP:
+            try:
+                bits, ssrcs = unpack_remb_fci(packet.fci)
+            except ValueError:
+                return
+            if sender._ssrc in ssrcs:
+                callback(None, bits / 1000)
+
+    sender._handle_rtcp_packet = handle  # type: ignore[method-assign]
 
 
 def discard_media(receiver: RTCRtpReceiver, noticed: Callable[[], None]) -> None:

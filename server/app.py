@@ -17,19 +17,23 @@ from starlette.middleware.cors import CORSMiddleware
 from server import schemas
 from server.auth import Role, chosen_protocol
 from server.errors import ApiError
-from server.http import BodyLimit, OriginGuard, install_problem_documents, not_there, problem
+from server.http import BodyLimit, OriginGuard, RateGuard, install_problem_documents, not_there, problem
 from server.hub import Hub
 from server.live import LiveSession
 from server.mailbox import Mailbox
 from server.outputs import install_outputs
 from server.pages import Pages
 from server.push_audio import PushDoor
+from server.rates import address_of
 from server.realtime import RealtimeDoor, wants_beta
 from server.signaling import read_candidates, read_offer
 from server.sockets import converse
 from server.whip import install_whip_and_whep
 
 log = logging.getLogger(__name__)
+
+POLL_S = 2
+"""How often a client that waits should ask."""
 
 
 def create_app(hub: Hub) -> FastAPI:
@@ -47,6 +51,7 @@ def create_app(hub: Hub) -> FastAPI:
     install_problem_documents(app, hub.metrics)
     _operations(app, hub)
     _sessions(app, hub)
+    _queue(app, hub)
     _webrtc(app, hub)
     install_whip_and_whep(app, hub)
     install_outputs(app, hub)
@@ -62,6 +67,7 @@ def create_app(hub: Hub) -> FastAPI:
             expose_headers=["Accept-Patch", "ETag", "Location", "Link", "Retry-After"],
         )
     app.add_middleware(BodyLimit)
+    app.add_middleware(RateGuard, count=hub.count_request, metrics=hub.metrics)
     app.add_middleware(OriginGuard, open_server=not hub.authority.required, origins=origins)
     return app
 
@@ -71,8 +77,11 @@ def _watching(request: Request, session: LiveSession, role: Role) -> tuple[LiveS
     return session, Role.VIEW if request.query_params.get("watch") == "1" else role
 
 
-def _client_of(request: Request) -> str:
-    return request.client.host if request.client else "unknown"
+def _in_turn(found: schemas.SessionCreated | schemas.QueueTicket) -> Response:
+    """201 with the session, or 202 with the ticket and when to ask for it again."""
+    if isinstance(found, schemas.SessionCreated):
+        return JSONResponse(found.model_dump(), 201)
+    return JSONResponse(found.model_dump(), 202, headers={"Retry-After": str(POLL_S), "Location": f"/{found.url}"})
 
 
 def _operations(app: FastAPI, hub: Hub) -> None:
@@ -113,13 +122,16 @@ def _sessions(app: FastAPI, hub: Hub) -> None:
         "/v1/sessions",
         status_code=201,
         response_model=schemas.SessionCreated,
+        responses={202: {"model": schemas.QueueTicket, "description": "With ?queue=1, when every place is taken"}},
         openapi_extra=schemas.body_of(schemas.NewSession),
     )
-    async def create(request: Request) -> schemas.SessionCreated:
+    async def create(request: Request, queue: bool = False) -> Response:
         hub.authority.demand(request, Role.ADMIN)
         body, image = await schemas.read_body(request, schemas.NewSession)
-        session = await hub.open_session(body, image, client=_client_of(request))
-        return session.created()
+        if queue:
+            return _in_turn(await hub.open_or_queue(body, image, client=address_of(request)))
+        session = await hub.open_session(body, image, client=address_of(request))
+        return _in_turn(session.created())
 
     @app.get("/v1/sessions")
     async def listing(request: Request) -> list[dict[str, object]]:
@@ -138,6 +150,7 @@ def _sessions(app: FastAPI, hub: Hub) -> None:
     )
     async def change(request: Request, id: str) -> schemas.Planned:
         session, _ = hub.session_for(request, id, Role.CONTROL)
+        hub.rates.change(id)
         body, image = await schemas.read_body(request, schemas.SessionChange)
         return await hub.change_session(session, body, image)
 
@@ -164,6 +177,45 @@ def _sessions(app: FastAPI, hub: Hub) -> None:
         return schemas.Said(segment=session.say(wanted.text, wanted.voice))
 
 
+def _queue(app: FastAPI, hub: Hub) -> None:
+    @app.get(
+        "/v1/queue/{ticket}",
+        status_code=201,
+        response_model=schemas.SessionCreated,
+        responses={202: {"model": schemas.QueueTicket, "description": "Still waiting"}},
+    )
+    async def poll(request: Request, ticket: str) -> Response:
+        hub.authority.demand(request, Role.ADMIN)
+        return _in_turn(await hub.waiting.poll(ticket))
+
+    @app.delete("/v1/queue/{ticket}", status_code=204)
+    async def give_up(request: Request, ticket: str) -> Response:
+        hub.authority.demand(request, Role.ADMIN)
+        hub.waiting.give_up(ticket)
+        return Response(status_code=204)
+
+    @app.websocket("/v1/queue/{ticket}")
+    async def listen(socket: WebSocket, ticket: str) -> None:
+        try:
+            hub.authority.demand(socket, Role.ADMIN)
+            hub.waiting.find(ticket)
+        except ApiError as error:
+            await _deny(hub, socket, error)
+            return
+        await socket.accept(subprotocol=chosen_protocol(socket))
+        try:
+            mailbox = hub.waiting.listen(ticket)
+        except ApiError:  # it expired while the socket opened
+            await socket.close(1001, "the ticket has expired")
+            return
+        await converse(socket, mailbox, mailbox.receive, "queue")
+
+
+async def _deny(hub: Hub, socket: WebSocket, error: ApiError) -> None:
+    hub.metrics.rejected.labels(error.code).inc()
+    await socket.send_denial_response(problem(error))
+
+
 def _webrtc(app: FastAPI, hub: Hub) -> None:
     @app.post(
         "/v1/sessions/{id}/offer",
@@ -178,6 +230,7 @@ def _webrtc(app: FastAPI, hub: Hub) -> None:
     @app.patch("/v1/sessions/{id}/offer", status_code=204, openapi_extra=schemas.body_of(schemas.Candidates))
     async def candidates(request: Request, id: str) -> Response:
         session, role = _watching(request, *hub.session_for(request, id, Role.VIEW))
+        hub.rates.change(id)
         await session.add_candidates(read_candidates(await schemas.read_json(request)), role)
         return Response(status_code=204)
 
@@ -188,8 +241,7 @@ def _events(app: FastAPI, hub: Hub) -> None:
         try:
             session, role = hub.session_for(socket, id, Role.VIEW)
         except ApiError as error:
-            hub.metrics.rejected.labels(error.code).inc()
-            await socket.send_denial_response(problem(error))
+            await _deny(hub, socket, error)
             return
         await socket.accept(subprotocol=chosen_protocol(socket))
         mailbox = session.open_mailbox(may_control=role >= Role.CONTROL)
@@ -226,8 +278,7 @@ async def _speaking_socket(hub: Hub, socket: WebSocket, id: str) -> LiveSession 
     try:
         session, _ = hub.session_for(socket, id, Role.CONTROL)
     except ApiError as error:
-        hub.metrics.rejected.labels(error.code).inc()
-        await socket.send_denial_response(problem(error))
+        await _deny(hub, socket, error)
         return None
     await socket.accept(subprotocol=chosen_protocol(socket))
     return session

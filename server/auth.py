@@ -18,6 +18,7 @@ from starlette.requests import HTTPConnection
 
 from server.config import API_KEY_VARIABLE, AuthConfig, Secrets, ServerConfig
 from server.errors import ApiError, StartError
+from server.rates import Rates
 
 SUBPROTOCOL = "avatarcast"
 _TOKEN_PROTOCOLS = ("bearer.", "openai-insecure-api-key.")  # the second is what Realtime clients in browsers send
@@ -45,6 +46,9 @@ class Tokens:
 class Authority:
     """Decides about every request.
 
+    Args:
+        rates: counts wrong credentials; None counts nothing.
+
     Raises:
         StartError: the server would be reachable from outside without a key.
     """
@@ -55,9 +59,11 @@ class Authority:
         auth: AuthConfig,
         known: Secrets,
         *,
+        rates: Rates | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._key = known.api_key
+        self._rates = rates
         self._ttl_s = auth.token_ttl_s
         self._now = now
         self.required = auth.required == "always" or not server.is_loopback
@@ -88,14 +94,24 @@ class Authority:
             return Role.ADMIN
         return self._token_role(given, tokens)
 
+    def shows_key(self, request: HTTPConnection) -> bool:
+        """Whether the admin key came with the request."""
+        given = credentials(request)
+        return bool(given and self._key and _same(given, self._key))
+
     def demand(self, request: HTTPConnection, least: Role, tokens: Tokens | None = None) -> Role:
         """`role`, but at least `least`.
 
         Raises:
-            ApiError: `unauthorized` (401) without or with unknown credentials, `forbidden` (403) with lesser ones.
+            ApiError: `unauthorized` (401) without or with unknown credentials, `forbidden` (403) with lesser ones,
+                `rate_limited` (429) after too many wrong ones from this address.
         """
+        if self.required and self._rates is not None:
+            self._rates.check_failures(request)
         role = self.role(request, tokens)
         if role == Role.NOBODY:
+            if self._rates is not None and credentials(request):
+                self._rates.failed(request)
             raise ApiError("unauthorized", "Credentials are missing, unknown or expired; send Authorization: Bearer.")
         if role < least:
             need = {Role.CONTROL: "the session's control token", Role.ADMIN: "the admin key"}[least]

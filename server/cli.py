@@ -105,7 +105,7 @@ def serve(
 def generate(
     context: typer.Context,
     image: Annotated[Path, typer.Option("--image", help="Portrait: PNG, JPEG or WebP.")],
-    audio: Annotated[Path, typer.Option("--audio", help="Any file with sound.")],
+    audio: Annotated[Path, typer.Option("--audio", help="Any file with sound; a.wav+b.wav for two speakers.")],
     prompt: Annotated[str, typer.Option("--prompt", help="Expression and manner.")] = "",
     out: Annotated[Path | None, typer.Option("--out", "--save_file", help="The MP4; output.mp4 without.")] = None,
     save_dir: Annotated[Path | None, typer.Option("--save_dir", help="Folder for --output_name; made.")] = None,
@@ -129,9 +129,65 @@ def generate(
         print(notice, file=sys.stderr)
     where = {"ckpt_dir": ckpt_dir, "lora": lora, "load_lora": flags.load_lora}
     where |= {"num_clip": num_clip, "infer_frames": infer_frames, "sampling": flags.sampling, "parity": flags.parity}
+    where |= flags.files
     film = film_path(out, save_dir, output_name)
     wish = FilmWish(image=image, audio=audio, out=film, prompt=prompt, base_seed=base_seed, size=size, **where)
     return run_generate(load_config(config), wish, as_json=as_json)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def batch(
+    context: typer.Context,
+    source: Annotated[Path, typer.Argument(metavar="MANIFEST|DIR", help="CSV, JSON or YAML file, or a folder.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the films; made.")] = Path("films"),
+    resume: Annotated[bool, typer.Option("--resume", help="Skip films that are finished.")] = False,
+    config: ConfigOption = "tiny",
+    size: Annotated[str | None, typer.Option("--size", help="As in generate.")] = None,
+    ckpt_dir: Annotated[str | None, typer.Option("--ckpt_dir", help="As in generate.")] = None,
+    lora: Annotated[str | None, typer.Option("--lora_path_dmd", help="As in generate.")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Make many films with one loaded model; a failed one does not stop the rest. Flags of generate are read too."""
+    from server.batch import run_batch
+    from server.config import load_config
+    from server.errors import ConfigError
+    from server.manifest import read_jobs
+    from server.original_flags import read_original_flags
+
+    if str(source).startswith("--"):
+        raise ConfigError(f"{source} stands where the manifest is expected; write the manifest or folder first")
+    flags = read_original_flags(context.args, [p.name for p in context.command.params if p.name])
+    jobs, notices = read_jobs(source, out)
+    for notice in (*flags.notices, *notices):
+        print(notice, file=sys.stderr)
+    common = {"size": size, "ckpt_dir": ckpt_dir, "lora": lora, "load_lora": flags.load_lora}
+    common |= {"sampling": flags.sampling, "parity": flags.parity}
+    return run_batch(load_config(config), jobs, common, resume=resume, as_json=as_json)
+
+
+@app.command()
+def check(
+    files: Annotated[list[Path], typer.Argument(metavar="PORTRAIT|AUDIO…", help="Portraits and sound files.")],
+    as_json: JsonOption = False,
+) -> int:
+    """Judge portraits and sounds: each figure with its threshold and remedy; exit code 1 if one fails."""
+    from server.check import run_check
+
+    return run_check(files, as_json=as_json)
+
+
+@app.command()
+def studio(
+    server_port: Annotated[int, typer.Option("--server_port", help="TCP port; 0 takes a free one.")] = 7860,
+    server_name: Annotated[str, typer.Option("--server_name", help="Address to listen on.")] = "127.0.0.1",
+    config: ConfigOption = "tiny",
+) -> int:
+    """A page for offline work in the browser (extra `studio`)."""
+    from server.config import Secrets, load_config
+    from server.studio import run_studio
+
+    loaded, secrets = load_config(config), Secrets.from_environment()
+    return run_studio(loaded, host=server_name, port=server_port, key=secrets.api_key)
 
 
 @app.command()
@@ -146,6 +202,24 @@ def say(
     from server.say import run_say
 
     return run_say(text, server=server, session=session, voice=voice, as_json=as_json)
+
+
+@app.command("livekit-worker")
+def livekit_worker(
+    url: Annotated[str, typer.Option("--url", envvar="LIVEKIT_URL", help="The LiveKit server.")],
+    room: Annotated[str | None, typer.Option("--room", help="The room; a ready LIVEKIT_TOKEN needs none.")] = None,
+    agent: Annotated[str | None, typer.Option("--agent", help="The agent's identity; the first one without.")] = None,
+    identity: Annotated[str, typer.Option("--identity", help="The avatar's own identity.")] = "avatarcast",
+    server: Annotated[str, typer.Option("--server", help="Root of the avatarcast server.")] = "http://127.0.0.1:8080",
+    avatar: Annotated[str | None, typer.Option("--avatar", help="Portrait of the gallery.")] = None,
+    image: Annotated[Path | None, typer.Option("--image", help="Picture file to use instead.")] = None,
+    prompt: Annotated[str, typer.Option("--prompt", help="Expression.")] = "",
+) -> int:
+    """Be the avatar of a LiveKit agent; LIVEKIT_API_KEY and LIVEKIT_API_SECRET, or LIVEKIT_TOKEN, let it in."""
+    from server.livekit import run_livekit_worker
+
+    where = {"url": url, "room": room, "agent": agent, "identity": identity, "server": server}
+    return run_livekit_worker(**where, avatar=avatar, image=image, prompt=prompt)
 
 
 @app.command()
@@ -172,6 +246,19 @@ def bench_live(
     from server.config import load_config
 
     return run_live(load_config(config), LiveBench(seconds=seconds, audio=audio), as_json=as_json)
+
+
+@bench.command("encode")
+def bench_encode(
+    config: ConfigOption = "tiny",
+    pictures: Annotated[int, typer.Option("--pictures", help="Measured pictures of each size and preset.")] = 100,
+    as_json: JsonOption = False,
+) -> int:
+    """The video encoder by size and preset: processor time a picture, bitrate, size of key frames."""
+    from server.bench_encode import EncodeBench, run_encode
+    from server.config import load_config
+
+    return run_encode(load_config(config), EncodeBench(pictures=pictures), as_json=as_json)
 
 
 @bench.command("dit")

@@ -119,6 +119,8 @@ class EncodeConfig:
 
     bitrate_kbps: int = 2500
     """Target; 2500 for up to 512x512, 4000 for 720p. A blurry picture nearly always means too little."""
+    min_bitrate_kbps: int = 400
+    """The rate follows the slowest viewer's reports of loss down to this; never above `bitrate_kbps`."""
     gop_s: float = 2.0
     """Seconds between key frames when nobody asks for one."""
     vbv_s: float = 1.0
@@ -132,6 +134,7 @@ class EncodeConfig:
 
     def __post_init__(self) -> None:
         _check("bitrate_kbps", self.bitrate_kbps, 100, 50_000)
+        _check("min_bitrate_kbps", self.min_bitrate_kbps, 50, 50_000)
         _check("gop_s", self.gop_s, 0.2, 10, "seconds")
         _check("vbv_s", self.vbv_s, 0.1, 5, "seconds")
         _check("threads", self.threads, 1, 16)
@@ -168,8 +171,18 @@ class LimitsConfig:
     """Most viewers of one session besides its speaker; they share one encode."""
     idle_s: float = 60.0
     """A session without speaker and viewer ends after this time."""
+    max_waiting: int = 32
+    """Most tickets of clients that wait for a place; 0: no queue."""
+    ticket_s: float = 15.0
+    """A ticket that nobody polls or listens at is forgotten after this time."""
     sessions_per_minute: int = 60
     """New sessions a minute from one address."""
+    requests_per_minute: int = 600
+    """POST, PATCH and DELETE requests a minute from one address, or from all that show the admin key together."""
+    changes_per_minute: int = 120
+    """Changes of one session a minute: portrait, prompt, ICE candidates."""
+    failed_logins_per_minute: int = 30
+    """Wrong credentials a minute from one address; then it is refused whatever it shows."""
     messages_per_second: int = 200
     """WebSocket and data-channel messages a second from one client; pushed sound is not counted."""
     push_buffer_s: float = 60.0
@@ -180,7 +193,10 @@ class LimitsConfig:
         _check("load", self.load, 0.1, 1.0)
         _check("max_viewers", self.max_viewers, 0, 1000)
         _check("idle_s", self.idle_s, 1, 86_400, "seconds")
-        _check("sessions_per_minute", self.sessions_per_minute, 1, 100_000)
+        _check("max_waiting", self.max_waiting, 0, 10_000)
+        _check("ticket_s", self.ticket_s, 2, 600, "seconds")
+        for name in ("sessions_per_minute", "requests_per_minute", "changes_per_minute", "failed_logins_per_minute"):
+            _check(name, getattr(self, name), 1, 1_000_000)
         _check("messages_per_second", self.messages_per_second, 1, 100_000)
         _check("push_buffer_s", self.push_buffer_s, 2, 600, "seconds")
 

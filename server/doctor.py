@@ -93,8 +93,10 @@ def check_checkpoint(model: ModelSection) -> Iterator[Line]:
         yield Line("checkpoint", "ok", "the drawn figure needs no files")
         return
     try:
+        from model.adapter_files import adapter_file
+        from model.published import RANDOM
         from model.released import survey
-        from model.weights import RANDOM, checkpoint_path, read_metadata
+        from model.weights import checkpoint_path, read_metadata
     except Exception as error:  # see check_torch
         yield Line("checkpoint", "fail", f"cannot be checked ({error}); install the project again")
         return
@@ -103,12 +105,13 @@ def check_checkpoint(model: ModelSection) -> Iterator[Line]:
     name = model.checkpoint
     try:
         if name.startswith(RANDOM):
-            from model.forge import forged_config
+            from model.published import forged_config
 
             forged_config(name.removeprefix(RANDOM))
             yield Line("checkpoint", "warn", f"{name} holds random weights; use it for measuring only")
         elif (path := checkpoint_path(name)).is_dir():
-            findings, _ = survey(path, model.lora or None)
+            adapter = adapter_file(model.lora, may_fetch=False) if model.lora else None
+            findings, _ = survey(path, adapter)
             yield from (Line(finding.file, finding.level, finding.text) for finding in findings)
         else:
             config, _ = read_metadata(path)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
@@ -168,7 +168,10 @@ class SessionEncoder:
         on_encoded: Callable[[float], None] = lambda seconds: None,
         on_keyframe_request: Callable[[], None] = lambda: None,
     ) -> None:
-        self._make = lambda: H264Encoder(width=width, height=height, fps=fps, config=config)
+        self._make = lambda kbps: H264Encoder(
+            width=width, height=height, fps=fps, config=replace(config, bitrate_kbps=kbps)
+        )
+        self._kbps = config.bitrate_kbps
         self._loop = asyncio.get_running_loop()
         self._on_encoded = on_encoded
         self._on_keyframe_request = on_keyframe_request
@@ -204,6 +207,15 @@ class SessionEncoder:
         """A viewer lost its picture and needs a key frame soon."""
         self._on_keyframe_request()
         self._keyframe.set()
+
+    @property
+    def bitrate_kbps(self) -> int:
+        """The rate that pictures are encoded with from now on."""
+        return self._kbps
+
+    def set_bitrate(self, kbps: int) -> None:
+        """Encode with another rate from the next picture on, which is a key frame: the encoder is made anew."""
+        self._kbps = kbps
 
     def submit(self, picture: np.ndarray, index: int, due_s: float) -> None:
         """Hand one picture over; never waits.
@@ -248,10 +260,14 @@ class SessionEncoder:
 
     def _run(self) -> None:
         """The thread: encode until the end marker comes."""
-        encoder = self._make()
+        kbps = self._kbps
+        encoder = self._make(kbps)
         last_keyframe_s = -KEYFRAME_SPACING_S
         while (item := self._inbox.get()) is not None:
             picture, index, due_s = item
+            if kbps != self._kbps:
+                kbps = self._kbps
+                encoder = self._make(kbps)
             began, cpu = time.monotonic(), time.thread_time()
             wanted = self._keyframe.is_set() and began - last_keyframe_s >= KEYFRAME_SPACING_S
             if wanted:
@@ -260,7 +276,7 @@ class SessionEncoder:
                 packet = encoder.encode(picture, index, keyframe=wanted)
             except av.FFmpegError:
                 log.exception("encoder failed at picture %d; a new one takes over", index)
-                encoder = self._make()
+                encoder = self._make(kbps)
                 continue
             if packet.is_keyframe:
                 last_keyframe_s = began

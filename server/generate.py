@@ -1,11 +1,14 @@
-"""`avatarcast generate`: portrait and sound file to an MP4, with the live generator in this process."""
+"""`avatarcast generate`: portrait and sound file to an MP4, with the live generator in this process.
+
+`make_film` is the one way to a film; `avatarcast batch` and `avatarcast studio` go it too.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,15 @@ from typing import Any
 import numpy as np
 
 from model.errors import PortraitError
-from model.portrait import decode_image
+from model.interface import AvatarModel, SessionInfo
+from model.portrait import MAX_BYTES, decode_image
 from model.sampling import chosen_size
 from server.config import Config, ModelSection
 from server.errors import ConfigError
+from server.film_inputs import check_pose_video, read_masks, split_masks, split_sounds
 from server.original_flags import flag_of
+from server.preview import is_known_early, preview_stream
+from streaming.film import sound_start_s
 from streaming.offline import FilmReport, Progress, generate
 
 PLAIN_EVERY_S = 5.0
@@ -32,7 +39,7 @@ class FilmWish:
     image: Path
     """Portrait: PNG, JPEG or WebP."""
     audio: Path
-    """Any file with sound that FFmpeg reads."""
+    """Any file with sound that FFmpeg reads, or one for each of several speakers, joined by `+`."""
     out: Path
     """The MP4."""
     prompt: str = ""
@@ -55,12 +62,17 @@ class FilmWish:
     """Keys of `model.sampling.SamplingChoice` that the command line sets."""
     parity: bool = False
     """The file heard at once and the noise drawn by clip, as published."""
+    mask: Path | None = None
+    """Where each speaker's face is, one picture for each, joined by `+`; None: strips from left to right."""
+    pose_video: Path | None = None
+    """Any video that FFmpeg reads, which steers the bodies."""
 
     def __post_init__(self) -> None:
-        for name in ("image", "audio"):
+        for name in ("image", "pose_video"):
             path = getattr(self, name)
-            if not path.is_file():
+            if path is not None and not path.is_file():
                 raise ConfigError(f"--{name} is {path}, which is not a file; check the path")
+        _ = self.masks  # checks the files
         if self.out.is_dir():
             raise ConfigError(f"--out is {self.out}, which is a folder; name the file, for example {self.out}/film.mp4")
         if not self.out.parent.is_dir():
@@ -73,6 +85,16 @@ class FilmWish:
             raise ConfigError("--load_lora is true, but no adapter is named; give its file to --lora_path_dmd")
         if not 0 <= self.base_seed < 2**31:
             raise ConfigError(f"--base_seed is {self.base_seed}; it must be 0 to {2**31 - 1}")
+
+    @property
+    def sounds(self) -> tuple[Path, ...]:
+        """One file a speaker."""
+        return split_sounds(self.audio)
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """One file a speaker, or none."""
+        return split_masks(self.mask, self.sounds)
 
 
 def film_path(out: Path | None, folder: Path | None, name: str | None) -> Path:
@@ -107,46 +129,144 @@ def run_generate(config: Config, wish: FilmWish, *, as_json: bool) -> int:
     Raises:
         ServerError, ModelError, StreamingError: one sentence with the remedy.
     """
-    try:
-        image = decode_image(wish.image.read_bytes())
-    except PortraitError as error:
-        raise PortraitError(f"--image is {wish.image}: {error}") from error
-    section = _sized(_section(config, wish), image)
-    print(f"loading {section.kind if section.kind == 'fake' else section.checkpoint} …", file=sys.stderr)
-    from model.worker import load  # loads torch, in this process and only here
-
-    model = load(section.launch_spec(config.server.log_level))
-    block = model.info.geometry.frames_per_block
-    clip_frames = wish.infer_frames // block * block
-    if clip_frames == 0:
-        raise ConfigError(f"--infer_frames is {wish.infer_frames}; a clip has at least one block of {block} pictures")
-    if clip_frames != wish.infer_frames:
-        print(f"--infer_frames {wish.infer_frames} becomes {clip_frames}: whole blocks of {block}", file=sys.stderr)
     meter = Meter()
-    report = generate(
-        model,
-        image=image,
-        audio=wish.audio,
-        out=wish.out,
-        prompt=wish.prompt,
-        seed=wish.base_seed,
-        config=config.streaming,
-        max_frames=None if wish.num_clip is None else wish.num_clip * clip_frames,
-        parity=wish.parity,
-        on_progress=meter.show,
-    )
-    meter.end()
-    _tell(report, as_json)
+    try:
+        report = make_film(LoadedModel(config), wish, on_progress=meter.show)
+    finally:
+        meter.end()
+    _print_report(report, as_json)
     return 130 if report.interrupted else 0
 
 
-def _section(config: Config, wish: FilmWish) -> ModelSection:
+def read_portrait(path: Path) -> np.ndarray:
+    """Read and decode a portrait; no more of a file is read than a portrait may have.
+
+    Returns:
+        [height, width, 3] uint8 RGB.
+
+    Raises:
+        PortraitError: one sentence that names the file.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            megabytes = path.stat().st_size / 1024 / 1024
+            raise PortraitError(f"the file has {megabytes:.1f} MiB; give one of at most {MAX_BYTES // 1024**2} MiB")
+        return decode_image(data)
+    except OSError as error:
+        raise PortraitError(f"--image is {path}, which cannot be read ({error.strerror}); check the file") from error
+    except PortraitError as error:
+        raise PortraitError(f"--image is {path}: {error}") from error
+
+
+def note(sentence: str) -> None:
+    """Tell whoever sits at the terminal."""
+    print(sentence, file=sys.stderr)
+
+
+class LoadedModel:
+    """The model of the last film; another is loaded only where the next film needs one.
+
+    Args:
+        config: of all films.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._section: ModelSection | None = None
+        self._model: AvatarModel | None = None
+
+    def load_for(self, section: ModelSection, tell: Callable[[str], None] = note) -> AvatarModel:
+        """The model that `section` describes.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        if self._model is None or section != self._section:
+            self._model = self._section = None  # before the next takes its memory
+            tell(f"loading {section.kind if section.kind == 'fake' else section.checkpoint} …")
+            from model.worker import load  # loads torch, in this process and only here
+
+            self._model = load(section.launch_spec(self.config.server.log_level))
+            self._section = section
+        return self._model
+
+
+def make_film(
+    loaded: LoadedModel,
+    wish: FilmWish,
+    *,
+    tell: Callable[[str], None] = note,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> FilmReport:
+    """Make one film: the one way of `generate`, `batch` and `studio`. Input is judged before a model loads.
+
+    Args:
+        loaded: the model to use if it fits.
+        wish: what is asked for.
+        tell: takes notices, one sentence each.
+        on_progress: called after every block.
+        should_stop: asked after every block.
+
+    Raises:
+        ServerError, ModelError, StreamingError: one sentence with the remedy.
+    """
+    image = read_portrait(wish.image)
+    for sound in wish.sounds:
+        if sound_start_s(sound) is None:
+            tell(f"--audio is {sound}, which is silent throughout; the lips will not move")
+    masks = read_masks(wish.masks, image)
+    check_pose_video(wish.pose_video)
+    section = _sized(model_section(loaded.config, wish), image, tell)
+    if is_known_early(section):
+        _clip_frames(wish, preview_stream(section).geometry.frames_per_block)
+    model = loaded.load_for(section, tell)
+    clip_frames = _clip_frames(wish, model.info.geometry.frames_per_block)
+    if clip_frames != wish.infer_frames:
+        block = model.info.geometry.frames_per_block
+        tell(f"--infer_frames {wish.infer_frames} becomes {clip_frames}: whole blocks of {block}")
+    return generate(
+        model,
+        image=image,
+        audio=wish.sounds,
+        out=wish.out,
+        prompt=wish.prompt,
+        seed=wish.base_seed,
+        config=loaded.config.streaming,
+        max_frames=None if wish.num_clip is None else wish.num_clip * clip_frames,
+        parity=wish.parity,
+        masks=masks,
+        pose_video=wish.pose_video,
+        on_open=lambda info: _tell_of_session(info, tell),
+        on_progress=on_progress,
+        should_stop=should_stop,
+    )
+
+
+def _clip_frames(wish: FilmWish, block: int) -> int:
+    """Pictures of a clip, whole blocks."""
+    if wish.infer_frames < block:
+        raise ConfigError(f"--infer_frames is {wish.infer_frames}; a clip has at least one block of {block} pictures")
+    return wish.infer_frames // block * block
+
+
+def _tell_of_session(info: SessionInfo, tell: Callable[[str], None]) -> None:
+    if info.prompt_cut:
+        tell(f"--prompt is too long; this end of it is not read: {info.prompt_cut!r}")
+    if not info.in_domain:
+        tell("this portrait is outside what the checkpoint has learned; expect a blurred face")
+
+
+def model_section(config: Config, wish: FilmWish) -> ModelSection:
     """The configuration's model with what the command line says about it."""
     lora = "" if wish.load_lora is False else wish.lora
     changes = {"size": wish.size, "checkpoint": wish.ckpt_dir, "lora": lora}
     given = {name: value for name, value in changes.items() if value is not None}
     if wish.ckpt_dir is not None:
         given = {"kind": "checkpoint", "lora": "", **given}
+    given["text_load"] = "needed"  # a film has one prompt, which may be on disk
     if wish.parity:
         given["noise"] = "clip"
     try:
@@ -155,19 +275,17 @@ def _section(config: Config, wish: FilmWish) -> ModelSection:
         raise ConfigError(f"--{flag_of(str(error))}") from error
 
 
-def _sized(section: ModelSection, image: np.ndarray) -> ModelSection:
+def _sized(section: ModelSection, image: np.ndarray, tell: Callable[[str], None]) -> ModelSection:
     """The section with the size really used, where the portrait decides it."""
     exact = chosen_size(section.size, "exact")
     size = chosen_size(section.size, section.size_rule, *image.shape[:2])
     if size is None or size == exact:
         return section if size is None else replace(section, size=f"{size[0]}x{size[1]}", size_rule="exact")
-    print(f"--size {section.size} is an area: the film has {size[0]}x{size[1]} pixels", file=sys.stderr)
+    tell(f"--size {section.size} is an area: the film has {size[0]}x{size[1]} pixels")
     return replace(section, size=f"{size[0]}x{size[1]}", size_rule="exact")
 
 
-def _tell(report: FilmReport, as_json: bool) -> None:
-    if not report.in_domain:
-        print("this portrait is outside what the checkpoint has learned; expect a blurred face", file=sys.stderr)
+def _print_report(report: FilmReport, as_json: bool) -> None:
     fps = report.frames / max(report.wall_s, 1e-9)
     if report.interrupted and report.frames == 0:
         print("interrupted before the first picture; nothing was written", file=sys.stderr)

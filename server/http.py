@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 
 from server.errors import ApiError
@@ -134,6 +134,30 @@ def limit_of(method: str, path: str) -> int:
     if parts[0] in ("whip", "whep") and method == "POST":
         return SDP_LIMIT
     return JSON_LIMIT
+
+
+class RateGuard:
+    """Counts requests that change something, by client, before anything is read; reading and sockets pass.
+
+    Args:
+        count: counts one request; raises `ApiError` for one too many.
+        metrics: where refusals are counted.
+    """
+
+    def __init__(self, app: App, *, count: Callable[[HTTPConnection], None], metrics: Metrics) -> None:
+        self._app = app
+        self._count = count
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            try:
+                self._count(HTTPConnection(scope))
+            except ApiError as error:
+                self._metrics.rejected.labels(error.code).inc()
+                await problem(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class OriginGuard:

@@ -20,7 +20,7 @@ from starlette.requests import HTTPConnection
 
 from model.errors import PortraitError
 from model.interface import ModelInfo
-from model.portrait import decode_image
+from model.portrait import decode_image, fit_portrait
 from server.admission import Admission, Load, Slot
 from server.auth import Authority, Role, Tokens
 from server.config import Config, Secrets
@@ -30,8 +30,10 @@ from server.live import LiveSession, Surroundings
 from server.metrics import LoopLag, Metrics
 from server.pages import Gallery
 from server.preview import preview_stream
-from server.schemas import Capacity, NewSession, Planned, SessionChange
+from server.rates import Rates
+from server.schemas import Capacity, NewSession, Planned, QueueTicket, SessionChange, SessionCreated
 from server.speech import make_provider
+from server.waiting import WaitingRoom, Wish
 from streaming.clock import Clock, RealClock
 from streaming.engine import Engine, EngineState
 from streaming.errors import EngineError
@@ -60,8 +62,15 @@ class Hub:
         self.config = config
         self.version = metadata.version("avatarcast")
         self.metrics = Metrics()
-        self.authority = Authority(config.server, config.auth, known)
+        self.rates = Rates(config.limits)
+        self.authority = Authority(config.server, config.auth, known, rates=self.rates)
         self.admission = Admission(config.limits)
+        self.waiting = WaitingRoom(
+            config.limits,
+            self.admission,
+            open=self._open_waiting,
+            ended=lambda id: id not in self._sessions,
+        )
         self.gallery = Gallery()
         self.engine = Engine(config.model.launch_spec(config.server.log_level), config.streaming.engine)
         self.lag = LoopLag(self.metrics)
@@ -69,6 +78,8 @@ class Hub:
         self.start_error: str | None = None
         """Why the engine could not start at all; one sentence."""
         self._ice_credential = known.ice_credential
+        self.ice_servers = self._ice_servers()
+        """STUN and TURN for the server's own connections."""
         self._sessions: dict[str, LiveSession] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._started = asyncio.Event()
@@ -84,7 +95,7 @@ class Hub:
             clock=clock or RealClock(),
             metrics=self.metrics,
             preview=self.preview,
-            ice_servers=self._ice_servers(),
+            ice_servers=self.ice_servers,
             picture_of=lambda avatar: self._portrait(avatar, None),
             speech=make_provider(config.speech, known.speech_key),
             agent_key=known.agent_key,
@@ -111,6 +122,7 @@ class Hub:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        await self.waiting.close()
         await asyncio.gather(*(self.close_session(s, "the server has ended") for s in self.sessions()))
         await self.engine.stop()
 
@@ -123,6 +135,7 @@ class Hub:
         self._leaving = True
         self.admission.close("The server is shutting down; try again in half a minute.")
         log.info("leaving: %d sessions have %.0f s", len(self._sessions), deadline_s)
+        await self.waiting.close()
         for session in self.sessions():
             session.announce_closing(deadline_s)
         ended = asyncio.create_task(self._empty.wait(), name="sessions ended")
@@ -169,9 +182,10 @@ class Hub:
             self._seen_restarts = self.engine.restarts
 
     async def _reap(self) -> None:
-        """End sessions that nobody speaks to or watches."""
+        """End sessions that nobody speaks to or watches, and tickets that nobody asks for."""
         while True:
             await asyncio.sleep(REAP_S)
+            self.waiting.tick()
             for session in self.sessions():
                 if session.idle_s > self.config.limits.idle_s:
                     await self.close_session(session, "idle")
@@ -197,37 +211,75 @@ class Hub:
         Raises:
             ApiError: `capacity`, `rate_limited`, `not_found` (avatar), `unsupported_media` (portrait), `engine_down`.
         """
+        slot = self._enter(wanted, client)
+        if slot is None:
+            raise self.admission.refusal()
+        return await self._fill(slot, wanted, image)
+
+    async def open_or_queue(
+        self, wanted: NewSession, image: bytes | None, *, client: str
+    ) -> SessionCreated | QueueTicket:
+        """Open a session, or draw a ticket when every place is taken.
+
+        Raises:
+            ApiError: as for `open_session`; `capacity` only when the queue is full too.
+        """
+        slot = self._enter(wanted, client)
+        if slot is not None:
+            return (await self._fill(slot, wanted, image)).created()
+        self.waiting.check_room()
+        wish = await self._wish(wanted, image)
+        geometry = self.preview.geometry
+        small = fit_portrait(wish.portrait, geometry.width, geometry.height)
+        return self.waiting.join(Wish(wanted=wanted, avatar=wish.avatar, portrait=small))
+
+    def _enter(self, wanted: NewSession, client: str) -> Slot | None:
+        """A slot; None when there is none, or others wait for one."""
         if wanted.mode == "agent" and not self.config.agent.url:
             raise ApiError("bad_request", "mode is agent, but no endpoint is configured; set agent.url, or use push.")
         if self.engine.state == "failed":
             raise ApiError("engine_down", f"The engine has failed: {self.engine.failure}", retry_after_s=30)
-        slot = self.admission.reserve(client)
-        try:
-            return await self._open(wanted, image, slot)
-        except BaseException:
-            slot.release()
-            raise
+        self.admission.enter(client)
+        return None if self.waiting.length else self.admission.take()
 
-    async def _open(self, wanted: NewSession, image: bytes | None, slot: Slot) -> LiveSession:
+    async def _wish(self, wanted: NewSession, image: bytes | None) -> Wish:
         avatar = wanted.avatar if image is None else None
         if image is None and avatar is None:
             avatar = self.gallery.default()
-        portrait = await self._portrait(avatar, image)
-        resume = wanted.resume
-        if resume is not None and resume.id in self._sessions:
-            raise ApiError("conflict", "resume names a session that still lives; send an offer to it instead.")
-        session = LiveSession(
-            id=resume.id if resume else secrets.token_urlsafe(12),
-            wanted=wanted,
-            avatar=avatar,
-            portrait=portrait,
-            tokens=self.authority.issue(resume.token, resume.view_token) if resume else self.authority.issue(),
-            around=self._around,
-            release=slot.release,
-        )
-        self._sessions[session.id] = session
-        self._empty.clear()
-        await session.start()
+        return Wish(wanted=wanted, avatar=avatar, portrait=await self._portrait(avatar, image))
+
+    async def _fill(self, slot: Slot, wanted: NewSession, image: bytes | None) -> LiveSession:
+        try:
+            wish = await self._wish(wanted, image)
+        except BaseException:
+            slot.release()
+            raise
+        return await self._open(wish, slot)
+
+    async def _open_waiting(self, wish: Wish, slot: Slot) -> SessionCreated:
+        return (await self._open(wish, slot)).created()
+
+    async def _open(self, wish: Wish, slot: Slot) -> LiveSession:
+        """Open a session in a slot, which is given back if that fails."""
+        resume = wish.wanted.resume
+        try:
+            if resume is not None and resume.id in self._sessions:
+                raise ApiError("conflict", "resume names a session that still lives; send an offer to it instead.")
+            session = LiveSession(
+                id=resume.id if resume else secrets.token_urlsafe(12),
+                wanted=wish.wanted,
+                avatar=wish.avatar,
+                portrait=wish.portrait,
+                tokens=self.authority.issue(resume.token, resume.view_token) if resume else self.authority.issue(),
+                around=self._around,
+                release=slot.release,
+            )
+            self._sessions[session.id] = session
+            self._empty.clear()
+            await session.start()
+        except BaseException:
+            slot.release()
+            raise
         log.info("session %s opened, %d live", session.id, len(self._sessions))
         return session
 
@@ -240,9 +292,14 @@ class Hub:
         portrait: np.ndarray | None = None
         if image is not None or change.avatar is not None:
             portrait = await self._portrait(change.avatar, image)
-        if portrait is None and change.prompt is None:
-            raise ApiError("bad_request", "Nothing is to change; send prompt, avatar or image.")
-        return session.change(prompt=change.prompt, avatar=change.avatar if image is None else None, portrait=portrait)
+        if portrait is None and change.prompt is None and change.idle_prompt is None:
+            raise ApiError("bad_request", "Nothing is to change; send prompt, idle_prompt, avatar or image.")
+        return session.change(
+            prompt=change.prompt,
+            idle_prompt=change.idle_prompt,
+            avatar=change.avatar if image is None else None,
+            portrait=portrait,
+        )
 
     async def close_session(self, session: LiveSession, reason: str) -> None:
         """End a session and free its slot; once, whoever asks."""
@@ -300,13 +357,15 @@ class Hub:
             sessions=self.admission.taken,
             max_sessions=self.admission.max_sessions,
             rtf_p95=round(self.admission.rtf_p95, 3),
-            queue=0,
+            queue=self.waiting.length,
         )
 
     def refresh_metrics(self) -> None:
         """Bring the gauges up to date."""
         drifts = [session.av_drift_s for session in self.sessions()]
         self.metrics.sessions.set(len(self._sessions))
+        self.metrics.bitrate.set(min((session.bitrate_kbps for session in self.sessions()), default=0))
+        self.metrics.tickets.set(self.waiting.length)
         self.metrics.rtf.set(self.admission.rtf_p95)
         self.metrics.av_drift.set(max(drifts, key=abs, default=0.0))
         for session in self.sessions():
@@ -329,6 +388,14 @@ class Hub:
         known: list[Tokens | None] = [session.tokens for session in self.sessions()]
         if all(self.authority.role(connection, tokens) == Role.NOBODY for tokens in known or [None]):
             self.authority.demand(connection, Role.VIEW)
+
+    def count_request(self, connection: HTTPConnection) -> None:
+        """Count a request that changes something, for the client that sent it.
+
+        Raises:
+            ApiError: `rate_limited`.
+        """
+        self.rates.request(connection, is_admin=self.authority.shows_key(connection))
 
     def session_for(self, connection: HTTPConnection, id: str, least: Role) -> tuple[LiveSession, Role]:
         """The session and what this client may do to it; strangers do not learn which sessions exist.

@@ -24,6 +24,7 @@ from model.portrait import fit_portrait
 from server import messages
 from server.agent import Agent
 from server.auth import Role, Tokens
+from server.bitrate import BitrateControl
 from server.config import Config
 from server.encoder import SessionEncoder
 from server.errors import ApiError
@@ -45,6 +46,7 @@ from streaming.session import Session
 
 if TYPE_CHECKING:
     from server.outputs import Output
+    from server.whip_push import WhipOutput
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +140,8 @@ class LiveSession:
             send_delay_s=self._send_delay_s,
             on_picture=self.figures.picture_left,
         )
+        encode = around.config.encode
+        self._bitrate = BitrateControl(most_kbps=encode.bitrate_kbps, least_kbps=encode.min_bitrate_kbps)
         self._doors = 0
         self._agent: asyncio.Task[None] | None = None
         self._speaker: Peer | None = None
@@ -145,7 +149,7 @@ class LiveSession:
         self._viewers: list[Peer] = []
         self._channels: dict[Peer, Inbox] = {}
         self._mailboxes: set[Mailbox] = set()
-        self.outputs: dict[str, Output] = {}
+        self.outputs: dict[str, Output | WhipOutput] = {}
         """Pushes and recordings, by id; `server.outputs` fills it."""
         self._answering = asyncio.Lock()
         self._bad_audio: str | None = None
@@ -260,6 +264,11 @@ class LiveSession:
             "stats": self._corrected(self.session.stats().as_json()),
         }
 
+    @property
+    def bitrate_kbps(self) -> int:
+        """What the shared encoder may spend now."""
+        return self._encoder.bitrate_kbps
+
     def request_keyframe(self) -> None:
         """Ask the shared encoder for a picture that a receiver can begin at."""
         self._encoder.request_keyframe()
@@ -325,6 +334,7 @@ class LiveSession:
                 on_message=self._channel_message,
                 on_open=lambda peer: self._channel_open(peer, may_control=part != "viewer"),
                 on_keyframe_request=self._encoder.request_keyframe,
+                on_feedback=self._take_feedback,
                 on_closed=self._peer_closed,
             ),
         )
@@ -345,7 +355,19 @@ class LiveSession:
             raise ApiError("conflict", "There is no connection that candidates could belong to; send an offer first.")
         await peer.add_candidates(candidates)
 
+    def _take_feedback(self, peer: Peer, loss: float | None, kbps: float | None) -> None:
+        """What a viewer's receiver reports moves the rate of the encoder that all share."""
+        now_s = time.monotonic()
+        if loss is not None:
+            self._bitrate.report_loss(peer, loss, now_s)
+        if kbps is not None:
+            self._bitrate.report_estimate(peer, kbps, now_s)
+        if self._bitrate.step(now_s):
+            self._encoder.set_bitrate(self._bitrate.rate_kbps)
+            self._around.metrics.bitrate_changes.inc()
+
     def _peer_closed(self, peer: Peer) -> None:
+        self._bitrate.leave(peer)
         self._channels.pop(peer, None)
         if peer is self._speaker:
             self._speaker = None
@@ -493,9 +515,14 @@ class LiveSession:
         return report
 
     def change(
-        self, *, prompt: str | None = None, avatar: str | None = None, portrait: np.ndarray | None = None
+        self,
+        *,
+        prompt: str | None = None,
+        idle_prompt: str | None = None,
+        avatar: str | None = None,
+        portrait: np.ndarray | None = None,
     ) -> Planned:
-        """Plan a change of expression or portrait.
+        """Plan a change of expression or portrait; an empty `idle_prompt` ends the one in force.
 
         Raises:
             ApiError: `not_live` when the session has ended.
@@ -503,6 +530,8 @@ class LiveSession:
         geometry = self._around.preview.geometry
         try:
             planned = None
+            if idle_prompt is not None:
+                planned = self.session.set_idle_prompt(idle_prompt or None)
             if prompt is not None:
                 planned = self.session.set_prompt(prompt)
                 self.prompt = prompt

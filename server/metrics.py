@@ -39,6 +39,7 @@ class Metrics:
             return Histogram(f"avatarcast_{name}", text, labels, registry=self.registry, buckets=buckets)
 
         self.sessions = gauge("sessions", "Live sessions")
+        self.tickets = gauge("tickets", "Clients that wait for a session")
         self.session_seconds = counter("session_seconds_total", "Seconds that ended sessions lasted")
         self.blocks = counter("blocks_total", "Blocks generated")
         self.frames_sent = counter("frames_sent_total", "Pictures that left to viewers, encoded once a session")
@@ -56,6 +57,8 @@ class Metrics:
         self.rejected = counter("rejected_total", "Refused requests", ("code",))
         self.loop_lag = histogram("event_loop_lag_seconds", "How late the event loop wakes", buckets=_SMALL_SECONDS)
         self.frames_encoded = counter("frames_encoded_total", "Pictures given to an H264 encoder")
+        self.bitrate = gauge("encode_bitrate_kbps", "Rate of the shared encoder, lowest live session; 0 without one")
+        self.bitrate_changes = counter("bitrate_changes_total", "Times a viewer's reports moved an encoder's rate")
         self.keyframe_requests = counter("keyframe_requests_total", "Key frames that viewers asked for")
 
     def render(self) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from model.sampling import SamplingChoice
@@ -41,8 +42,6 @@ REFUSED = {
 """Refused for good, with what to do instead."""
 
 NOT_BUILT = {
-    "pose_video": (),
-    "mask": (),
     "fp8": ("false",),
     "offload_model": ("false",),
     "offload_kv_cache": ("false",),
@@ -65,6 +64,9 @@ SAMPLING = {
 }
 """Flags that set a key of the model's section, whose range checks then speak."""
 
+FILES = ("mask", "pose_video")
+"""Flags that name files; what is in them is checked where they are read."""
+
 SWITCHES = frozenset(
     (
         "convert_model_dtype", "drop_motion_noisy", "start_from_ref", "t5_fsdp", "dit_fsdp", "use_prompt_extend",
@@ -85,6 +87,8 @@ class OriginalFlags:
     """Keys of `model.sampling.SamplingChoice`."""
     parity: bool = False
     """Whether sound and noise are the published pipelines'."""
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """What the flags of `FILES` name."""
     notices: tuple[str, ...] = field(default=())
     """Sentences to print."""
 
@@ -103,6 +107,7 @@ def read_original_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> Or
     load_lora: bool | None = None
     parity = False
     sampling: dict[str, Any] = {}
+    files: dict[str, Path] = {}
     for name, value in _pairs(list(arguments), own):
         if name == "load_lora":
             load_lora = _truth(name, value)
@@ -113,16 +118,18 @@ def read_original_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> Or
                 raise ConfigError(f"--{name} is {value}; it is not supported: {REFUSED[name]}")
         elif name == "parity":
             parity = _truth(name, value)
+        elif name in FILES:
+            files[name] = Path(value)
         elif name in SAMPLING:
             key, kind = SAMPLING[name]
             sampling[key] = _number(name, value, kind)
         else:
             _check_built(name, value)
-    return OriginalFlags(load_lora=load_lora, sampling=sampling, parity=parity, notices=tuple(notices))
+    return OriginalFlags(load_lora=load_lora, sampling=sampling, parity=parity, files=files, notices=tuple(notices))
 
 
 def _pairs(words: list[str], own: Sequence[str]) -> list[tuple[str, str]]:
-    known = {*WITHOUT_EFFECT, *REFUSED, *NOT_BUILT, *SAMPLING, "load_lora", "parity"}
+    known = {*WITHOUT_EFFECT, *REFUSED, *NOT_BUILT, *SAMPLING, *FILES, "load_lora", "parity"}
     pairs = []
     while words:
         word = words.pop(0)
@@ -176,5 +183,4 @@ def _check_built(name: str, value: str) -> None:
     if name in SWITCHES:
         value = str(_truth(name, value)).lower()
     if value not in done:
-        instead = f"use {done[0]}, or leave it out" if done else "leave it out"
-        raise ConfigError(f"--{name} is {value}, which is not built into this version; {instead}")
+        raise ConfigError(f"--{name} is {value}, which is not built into this version; use {done[0]}, or leave it out")

@@ -54,7 +54,7 @@ class Target:
     """Where an output goes, already checked."""
 
     scheme: str
-    """rtmp, rtmps, rtsp, srt or file."""
+    """rtmp, rtmps, rtsp, srt, whip, whips or file."""
     url: str
     """The full address, secrets included; the file's path for `file`."""
     shown: str

@@ -12,16 +12,15 @@ import ipaddress
 import logging
 import queue
 import re
-import secrets
 import shutil
 import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
+from aiortc import RTCIceServer
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field
 
@@ -32,18 +31,18 @@ from server.encoder import EncodedPicture
 from server.errors import ApiError
 from server.hub import Hub
 from server.live import LiveSession
+from server.output_report import OutputReport, OutputState, retry_delay_s
 from server.output_sinks import FileSink, ProcessSink, SinkError, Target, open_sink
 from server.tracks import Broadcast
+from server.whip_push import WhipOutput
 from streaming.playout import Sound
 
 log = logging.getLogger(__name__)
 
-OutputState = Literal["connecting", "live", "retrying", "failed", "ended"]
 MAX_WAITING = 150
 """Pictures and pieces of sound (two seconds) that may wait for one output; beyond, all are dropped."""
-RETRY_DELAYS_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-"""Pauses before the next attempts; the last one repeats."""
-SCHEMES = ("rtmp", "rtmps", "rtsp", "srt", "file")
+SCHEMES = ("rtmp", "rtmps", "rtsp", "srt", "whip", "whips", "file")
+WHIP = ("whip", "whips")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(mp4|mkv)")
 _SRT_KEYS = {"streamid", "passphrase", "pbkeylen", "latency"}
 
@@ -52,7 +51,7 @@ class NewOutput(BaseModel):
     """Where to push or record."""
 
     model_config = schemas.NewSession.model_config
-    url: str = Field(max_length=1000, description="rtmp(s)://, rtsp://, srt:// or file:NAME.mp4 (or .mkv)")
+    url: str = Field(max_length=1000, description="rtmp(s)://, rtsp://, srt://, whip(s):// or file:NAME.mp4 (or .mkv)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +70,6 @@ def read_target(url: str, config: OutputsConfig) -> Target:
             that exists.
     """
     scheme = url.partition(":")[0].lower()
-    if scheme in ("whip", "whips"):
-        raise ApiError("bad_request", "WHIP push is not built into this version; use rtmp, rtsp, srt or file.")
     if scheme not in SCHEMES:
         raise ApiError("bad_request", f"url begins with {scheme[:20]!r}; it must be one of {', '.join(SCHEMES)}.")
     if scheme == "file":
@@ -91,7 +88,7 @@ def read_target(url: str, config: OutputsConfig) -> Target:
         raise ApiError("bad_request", f"url has the option {min(extra)[:30]!r}; srt takes {', '.join(_SRT_KEYS)}.")
     if not _listed(host, config.allow):
         raise ApiError("forbidden", f"The host {host[:80]} is not on the list outputs.allow; the operator can add it.")
-    if shutil.which("ffmpeg") is None:
+    if scheme not in WHIP and shutil.which("ffmpeg") is None:
         raise ApiError("conflict", "This server has no ffmpeg program; install the package ffmpeg.")
     return Target(scheme=scheme, url=url, shown=f"{scheme}://{host}" + (f":{port}" if port else ""), host=host)
 
@@ -146,8 +143,8 @@ def check_addresses(host: str, allow: tuple[str, ...]) -> None:
             raise SinkError("The target is in a private range, which outputs.allow does not list.", lasting=True)
 
 
-class Output:
-    """One output of a session. `start` and `close` belong to the event loop.
+class Output(OutputReport):
+    """One output that a thread writes. `start` and `close` belong to the event loop.
 
     Args:
         target: where it goes.
@@ -159,14 +156,8 @@ class Output:
     def __init__(
         self, target: Target, broadcast: Broadcast, *, keyframe: Callable[[], None], allow: tuple[str, ...]
     ) -> None:
-        self.id = secrets.token_urlsafe(8)
-        self.state: OutputState = "connecting"
-        self.reason: str | None = None
-        self.dropped = 0
-        """Pictures and pieces of sound that the target was too slow for."""
-        self.attempts = 0
-        """How often a connection was begun."""
-        self._target, self._broadcast, self._keyframe, self._allow = target, broadcast, keyframe, allow
+        super().__init__(target)
+        self._broadcast, self._keyframe, self._allow = broadcast, keyframe, allow
         self._waiting: queue.Queue[_Item | None] = queue.Queue(MAX_WAITING)
         self._stop = threading.Event()
         self._loop = asyncio.get_running_loop()
@@ -177,22 +168,6 @@ class Output:
             asyncio.create_task(self._pump_sound(), name=f"output sound {self.id}"),
         ]
         self._thread.start()
-
-    @property
-    def active(self) -> bool:
-        """Whether it still tries; an output that reaches its target counts as a viewer of the session."""
-        return self.state not in ("failed", "ended")
-
-    def as_json(self) -> dict[str, object]:
-        """What the API tells; never the full address, which may hold a stream key."""
-        return {
-            "output": self.id,
-            "target": self._target.shown,
-            "state": self.state,
-            "reason": self.reason,
-            "attempts": self.attempts,
-            "dropped": self.dropped,
-        }
 
     async def close(self) -> None:
         """Finish the file or the connection and free everything."""
@@ -250,7 +225,7 @@ class Output:
                     return
                 self.state = "retrying"
                 log.info("output %s to %s: %s", self.id, self._target.shown, error)
-                self._stop.wait(RETRY_DELAYS_S[min(failures, len(RETRY_DELAYS_S)) - 1])
+                self._stop.wait(retry_delay_s(failures))
             except Exception:
                 log.exception("output %s failed", self.id)
                 self.reason = "An error of this server; its log says more."
@@ -313,13 +288,30 @@ class Output:
         return True
 
 
+def begin_output(
+    target: Target,
+    broadcast: Broadcast,
+    keyframe: Callable[[], None],
+    allow: tuple[str, ...],
+    ice_servers: list[RTCIceServer],
+) -> Output | WhipOutput:
+    """The output that goes with a target's scheme, at work."""
+    if target.scheme not in WHIP:
+        return Output(target, broadcast, keyframe=keyframe, allow=allow)
+
+    def check() -> None:
+        check_addresses(target.host, allow)
+
+    return WhipOutput(target, broadcast, keyframe=keyframe, check=check, ice_servers=ice_servers)
+
+
 def install_outputs(app: FastAPI, hub: Hub) -> None:
     """The routes of outputs; all need the admin key."""
 
     def session_for(request: Request, id: str) -> LiveSession:
         return hub.session_for(request, id, Role.ADMIN)[0]
 
-    def output_of(session: LiveSession, id: str) -> Output:
+    def output_of(session: LiveSession, id: str) -> Output | WhipOutput:
         if id not in session.outputs:
             raise ApiError("not_found", f"There is no output {id[:40]!r} in this session.")
         return session.outputs[id]
@@ -338,7 +330,7 @@ def install_outputs(app: FastAPI, hub: Hub) -> None:
             raise ApiError("not_found", "The session has ended.")
         for old in [key for key, output in session.outputs.items() if not output.active][: -config.max_per_session]:
             await session.outputs.pop(old).close()
-        output = Output(target, session.broadcast, keyframe=session.request_keyframe, allow=config.allow)
+        output = begin_output(target, session.broadcast, session.request_keyframe, config.allow, hub.ice_servers)
         session.outputs[output.id] = output
         log.info("session %s: output %s to %s", session.id, output.id, target.shown)
         return output.as_json()

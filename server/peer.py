@@ -33,7 +33,7 @@ from aiortc import (
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from av import AudioFrame
 
-from server.aiortc_adapters import close_quietly, discard_media, on_keyframe_request
+from server.aiortc_adapters import close_quietly, discard_media, on_feedback, on_keyframe_request
 from server.errors import ApiError
 from server.signaling import MAX_CANDIDATES, Offer
 
@@ -62,6 +62,8 @@ class PeerHandlers:
     """The data channel can be written to."""
     on_keyframe_request: Callable[[], None]
     """The receiver lost its picture."""
+    on_feedback: Callable[[Peer, float | None, float | None], None]
+    """What the receiver of the pictures reports: the share of packets lost, or the most kbit/s it can take."""
     on_closed: Callable[[Peer], None]
     """The peer is gone, for whatever reason; called once."""
 
@@ -165,11 +167,12 @@ class Peer:
         for kind in offer.kinds:
             if kind == "audio" and self._audio is not None:
                 audio = connection.addTransceiver(self._audio, direction="sendrecv" if self._listens else "sendonly")
-                audio.setCodecPreferences(_opus())
+                audio.setCodecPreferences(opus_codecs())
             elif kind == "video" and self._video is not None:
                 video = connection.addTransceiver(self._video, direction="sendonly")
-                video.setCodecPreferences(_h264())
+                video.setCodecPreferences(h264_codecs())
                 on_keyframe_request(video.sender, self._handlers.on_keyframe_request)
+                on_feedback(video.sender, lambda loss, kbps: self._handlers.on_feedback(self, loss, kbps))
                 sender = video.sender
         return sender
 
@@ -287,7 +290,7 @@ class Peer:
                 self._heard_s = now
                 continue
             if sender is not None:
-                self._heard_s = max(self._heard_s, now - await _report_age_s(sender))
+                self._heard_s = max(self._heard_s, now - await report_age_s(sender))
             if now - self._heard_s > SILENCE_S:
                 log.info("%s: not heard for %.0f s", self.name, SILENCE_S)
                 self._start_closing()
@@ -298,17 +301,19 @@ async def _awaited(work: Awaitable[None]) -> None:
     await work
 
 
-async def _report_age_s(sender: RTCRtpSender) -> float:
+async def report_age_s(sender: RTCRtpSender) -> float:
     """Seconds since the receiver last reported on our pictures; infinite before the first report."""
     times = [s.timestamp for s in (await sender.getStats()).values() if s.type == "remote-inbound-rtp"]
     return (datetime.now(UTC) - max(times)).total_seconds() if times else float("inf")
 
 
-def _h264() -> list:
+def h264_codecs() -> list:
+    """The codecs that pictures are sent with, and retransmission."""
     capabilities = RTCRtpSender.getCapabilities("video").codecs
     wanted = [codec for codec in capabilities if codec.mimeType.lower() == "video/h264"]
     return wanted + [codec for codec in capabilities if codec.mimeType.lower() == "video/rtx"]
 
 
-def _opus() -> list:
+def opus_codecs() -> list:
+    """The codec that sound is sent with."""
     return [c for c in RTCRtpSender.getCapabilities("audio").codecs if c.mimeType.lower() == "audio/opus"]

@@ -1,7 +1,8 @@
 """What the stream will be like, known before the model's process has loaded: sizes, pace, and an expected latency.
 
 A session's portrait is shown within a second of the first offer, while torch may still be importing. So the server
-reads the sizes from the checkpoint's header (no weights, no torch). A missing or foreign file is found here, at once.
+reads the sizes from the checkpoint's header, or a released folder's configurations (no weights, no torch). A missing or
+foreign file is found here, at once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.geometry import Geometry
 from model.interface import ModelInfo, WindowSpec
+from model.published import RANDOM, early_config
 from model.sampling import chosen_size
 from server.config import ModelSection
 from streaming.config import StreamingConfig
@@ -47,6 +49,12 @@ class Preview:
         return latency_target_s(info, config)
 
 
+def is_known_early(model: ModelSection) -> bool:
+    """Whether sizes can be read from the checkpoint's header, as from our own; released folders have their loader."""
+    name = model.checkpoint
+    return model.kind == "fake" or not (name.startswith("random:") or _path(name).is_dir())
+
+
 def preview_stream(model: ModelSection) -> Preview:
     """Look ahead.
 
@@ -56,7 +64,8 @@ def preview_stream(model: ModelSection) -> Preview:
     if model.kind == "fake":
         return Preview(geometry=model.fake.geometry, window=model.fake.window)
     path = _path(model.checkpoint)
-    config = _read_config(path)
+    is_ours = not (model.checkpoint.startswith(RANDOM) or path.is_dir())
+    config = _read_config(path) if is_ours else early_config(model.checkpoint)
     try:
         if (size := chosen_size(model.size, model.size_rule)) is not None:
             width, height = size

@@ -56,6 +56,9 @@ class SessionChange(_Body):
     avatar: str | None = Field(None, max_length=100)
     prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARACTERS)
     image: str | None = None
+    idle_prompt: str | None = Field(
+        None, max_length=MAX_PROMPT_CHARACTERS, description="In blocks without speech; an empty text ends it"
+    )
 
 
 class Urls(BaseModel):
@@ -90,6 +93,15 @@ class SessionCreated(BaseModel):
     mode: str
     urls: Urls
     media: Media
+
+
+class QueueTicket(BaseModel):
+    """A place in the queue of those who wait for a session."""
+
+    ticket: str
+    position: int
+    eta_s: float
+    url: str
 
 
 class Planned(BaseModel):

@@ -222,6 +222,11 @@ class VideoTrack(MediaStreamTrack):
 
     kind = "video"
 
+    @property
+    def dropped(self) -> int:
+        """Packets lost because the receiver was too slow."""
+        return self._viewer.dropped if self._viewer is not None else 0
+
     def __init__(self, broadcast: Broadcast, on_first: Callable[[], None] = lambda: None) -> None:
         super().__init__()
         self._broadcast = broadcast

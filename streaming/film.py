@@ -1,4 +1,4 @@
-"""Reading sound files and writing MP4: H264 pictures and AAC sound, interleaved as they come.
+"""Reading sound and video files and writing MP4: H264 pictures and AAC sound, interleaved as they come.
 
 Sound keeps its own rate up to 48 kHz, and mono or stereo. Pictures and sound both start at 0, and every piece of sound
 is written up to the pictures it belongs to, so nothing has to be held in memory.
@@ -7,7 +7,7 @@ is written up to the pictures it belongs to, so nothing has to be held in memory
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +15,11 @@ from types import TracebackType
 import av
 import numpy as np
 
+from model.geometry import SAMPLE_RATE_HZ
 from streaming.errors import MediaFileError
 
+SILENCE = 0.001
+"""Samples that stay within this much of full scale are silence: -60 dBFS."""
 _AAC_RATES_HZ = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
 _BAD_PACKETS = 50  # this many damaged packets in a row are the end of a file
 
@@ -58,17 +61,77 @@ def sound_length_s(path: Path) -> float | None:
         return None if container.duration is None else container.duration / av.time_base
 
 
+def sound_start_s(path: Path) -> float | None:
+    """When a file's first audible sound comes; None if it is silent from end to end.
+
+    Reads no further than that, so an hours-long file costs nothing unless it is silent.
+
+    Raises:
+        MediaFileError: as `read_sound`, or not one sample can be read.
+    """
+    read_s = 0.0
+    to_float = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
+    for frame in read_sound(path):
+        length_s = frame.samples / frame.sample_rate
+        try:
+            pieces = to_float.resample(frame)
+        except ValueError:  # the form changed within the file
+            to_float = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
+            pieces = to_float.resample(frame)
+        for piece in pieces:
+            loud = np.flatnonzero(np.abs(piece.to_ndarray()[0]) > SILENCE)
+            if len(loud):
+                return read_s + float(loud[0]) / SAMPLE_RATE_HZ
+        read_s += length_s
+    if read_s == 0:
+        raise MediaFileError(f"{path.name} holds no sound; give another file")
+    return None
+
+
 def _open(path: Path) -> av.container.InputContainer:
     try:
         container = av.open(str(path), metadata_errors="ignore")
     except FileNotFoundError as error:
         raise MediaFileError(f"{path} does not exist; check the path") from error
+    except PermissionError as error:
+        raise MediaFileError(f"{path} may not be read by this user; change its permissions") from error
     except (av.FFmpegError, OSError) as error:
         raise MediaFileError(f"{path} is not a sound file we can read; give WAV, MP3, FLAC, OGG or M4A") from error
     if not container.streams.audio:
         container.close()
         raise MediaFileError(f"{path} has no sound track; give a file with sound")
     return container
+
+
+def read_pictures(path: Path, fps: int) -> Iterator[np.ndarray]:
+    """A video's pictures at another picture rate: picture k is what is shown at k / fps seconds.
+
+    Yields:
+        [height, width, 3] uint8 RGB.
+
+    Raises:
+        MediaFileError: it cannot be read, or has no pictures.
+    """
+    given, shown, shown_s, length_s = 0, None, 0.0, 0.0
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            start_s = None
+            for frame in container.decode(video=0):
+                at_s = float(frame.time) if frame.time is not None else shown_s + length_s
+                start_s = at_s if start_s is None else start_s
+                while shown is not None and given / fps < at_s - start_s - 1e-6:
+                    yield shown
+                    given += 1
+                rate = container.streams.video[0].average_rate
+                shown, shown_s = frame.to_ndarray(format="rgb24"), at_s
+                length_s = float(1 / rate) if rate else 1 / fps
+            while shown is not None and given / fps < shown_s + length_s - (start_s or 0.0) - 1e-6:
+                yield shown
+                given += 1
+    except (av.FFmpegError, OSError, IndexError, ValueError) as error:
+        raise MediaFileError(f"{path} is not a video we can read; give MP4, MOV, MKV or WebM") from error
+    if shown is None:
+        raise MediaFileError(f"{path} holds no picture; give another video")
 
 
 class _SoundTrack:
@@ -106,6 +169,35 @@ class _SoundTrack:
             self._resampler = None
 
 
+class _MixedTrack:
+    """Several files' sound as one: their mean, which cannot clip, as long as the shortest."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._tracks = [_SoundTrack(path) for path in paths]
+        self.rate_hz = max(track.rate_hz for track in self._tracks)
+        self.layout = "stereo" if any(track.layout == "stereo" for track in self._tracks) else "mono"
+        for track in self._tracks:
+            track.rate_hz, track.layout = self.rate_hz, self.layout
+
+    def __iter__(self) -> Iterator[av.AudioFrame]:
+        sources = [iter(track) for track in self._tracks]
+        if len(sources) == 1:
+            yield from sources[0]
+            return
+        waiting: list[np.ndarray | None] = [None] * len(sources)
+        while True:
+            for i, source in enumerate(sources):
+                if waiting[i] is None or not waiting[i].shape[1]:
+                    piece = next(source, None)
+                    if piece is None:
+                        return
+                    waiting[i] = piece.to_ndarray()
+            length = min(sound.shape[1] for sound in waiting)
+            mean = sum(sound[:, :length] for sound in waiting) / np.float32(len(waiting))
+            waiting = [sound[:, length:] for sound in waiting]
+            yield _sound_frame(mean, self.layout, self.rate_hz)
+
+
 class Film:
     """An MP4 under way. Leaving the context finishes the file, whatever happened inside.
 
@@ -114,18 +206,18 @@ class Film:
         width: pixels.
         height: pixels.
         fps: pictures a second.
-        sound: file whose sound it gets, from its beginning, cut to the pictures.
+        sounds: files whose sound it gets, mixed, from their beginning, cut to the pictures.
         crf: quality of the pictures, x264's constant rate factor.
 
     Raises:
         MediaFileError: the file cannot be written, or the sound not be read.
     """
 
-    def __init__(self, path: Path, *, width: int, height: int, fps: int, sound: Path, crf: int = 17) -> None:
+    def __init__(self, path: Path, *, width: int, height: int, fps: int, sounds: Sequence[Path], crf: int = 17) -> None:
         self.num_frames = 0
         """Pictures written."""
         self._fps = fps
-        track = _SoundTrack(sound)
+        track = _MixedTrack(sounds)
         self._pieces = iter(track)
         self._rate_hz = track.rate_hz
         self._sound_pts = 0
@@ -196,11 +288,15 @@ class Film:
 def _split(frame: av.AudioFrame, num_samples: int) -> tuple[av.AudioFrame, av.AudioFrame]:
     """Cut a planar frame in two."""
     samples = frame.to_ndarray()
-    halves = []
-    for part in (samples[:, :num_samples], samples[:, num_samples:]):
-        half = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(part), format=frame.format.name, layout=frame.layout.name
-        )
-        half.sample_rate = frame.sample_rate
-        halves.append(half)
-    return halves[0], halves[1]
+    first, second = (
+        _sound_frame(part, frame.layout.name, frame.sample_rate)
+        for part in (samples[:, :num_samples], samples[:, num_samples:])
+    )
+    return first, second
+
+
+def _sound_frame(samples: np.ndarray, layout: str, rate_hz: int) -> av.AudioFrame:
+    """[channels, n] float32 as a planar frame."""
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=layout)
+    frame.sample_rate = rate_hz
+    return frame

@@ -8,19 +8,20 @@ does not grow with length, and what was made before an interruption is a playabl
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from model.interface import AvatarModel, BlockRequest, SessionSpec
+from model.interface import AvatarModel, BlockRequest, SessionInfo, SessionSpec
 from streaming.config import StreamingConfig
 from streaming.errors import MediaFileError
-from streaming.film import Film, read_sound, sound_length_s
+from streaming.film import Film, read_pictures, read_sound, sound_length_s
 from streaming.judge import make_judge
 from streaming.resample import SpeechResampler
 from streaming.stream import posture_of
@@ -61,43 +62,87 @@ class FilmReport:
     height: int
 
 
+class _Speaker:
+    """One sound that is there as a whole: read as far as windows need it.
+
+    Args:
+        pieces: of any size.
+        windows: of this sound.
+        step: samples that are written at once.
+    """
+
+    def __init__(self, pieces: Iterable[np.ndarray], windows: Windows, step: int) -> None:
+        self.windows = windows
+        self.num_samples: int | None = None
+        """Its length, once its end was read."""
+        self._pieces = (piece[at : at + step] for piece in pieces for at in range(0, len(piece), step))
+
+    def hear(self, end: int) -> None:
+        """Read until sample `end`, or to the end of the sound."""
+        while self.num_samples is None and self.windows.written < end:
+            piece = next(self._pieces, None)
+            if piece is None:
+                self.num_samples = self.windows.written
+            else:
+                self.windows.write(self.windows.written, piece)
+
+
 def speech_frames(
-    model: AvatarModel, sound: Iterable[np.ndarray], *, session: str = _SESSION, config: StreamingConfig | None = None
+    model: AvatarModel,
+    *sounds: Iterable[np.ndarray],
+    session: str = _SESSION,
+    config: StreamingConfig | None = None,
+    pose: Iterator[np.ndarray] | None = None,
 ) -> Iterator[np.ndarray]:
     """Pictures of a speech, block by block.
 
     Args:
         model: with `session` open at block 0.
-        sound: pieces of 16 kHz mono float32, of any size.
+        sounds: of every speaker, pieces of 16 kHz mono float32 of any size.
         session: session id.
         config: voice activity and fades.
+        pose: pictures of a pose video, [height, width, 3] uint8 RGB at the stream's rate.
 
     Yields:
-        [frames, height, width, 3] uint8; the last block is cut to the length of the sound.
+        [frames, height, width, 3] uint8; the last block is cut to the length of the shortest sound.
 
     Raises:
         ModelError: the model cannot go on.
     """
     config = config or StreamingConfig()
-    geometry, spec = model.info.geometry, model.info.window
-    windows = Windows(spec, config.window, config.vad, make_judge(config.vad))
-    block = 0
+    geometry, spec = model.info.geometry, model.info.window.of_known_sound
+    speakers = [
+        _Speaker(s, Windows(spec, config.window, config.vad, make_judge(config.vad)), spec.block_samples)
+        for s in sounds
+    ]
+    for block in itertools.count():
+        for speaker in speakers:
+            speaker.hear(speaker.windows.window_end(block))
+        ends = [speaker.num_samples for speaker in speakers if speaker.num_samples is not None]
+        first = geometry.block_start_frame(block)
+        left = math.ceil(min(ends) / geometry.samples_per_frame) - first if ends else geometry.frames_per_block
+        if left <= 0:
+            return
+        windows = [speaker.windows.close(block)[0] for speaker in speakers]
+        heard = [window.samples for window in windows]
+        postures = [posture_of(window) for window in windows]
+        request = BlockRequest(
+            session=session,
+            block=block,
+            epoch=0,
+            window=heard[0] if len(heard) == 1 else np.stack(heard),
+            posture=next((posture for posture in postures if posture == "speaking"), postures[0]),
+            pose=None if pose is None else _next_pictures(pose, geometry.frames_per_block),
+        )
+        yield model.step(request).frames[:left]
 
-    def close() -> np.ndarray:
-        window, _ = windows.close(block)
-        request = BlockRequest(session=session, block=block, epoch=0, window=window.samples, posture=posture_of(window))
-        return model.step(request).frames
 
-    for piece in sound:
-        for at in range(0, len(piece), geometry.samples_per_block):
-            windows.write(windows.written, piece[at : at + geometry.samples_per_block])
-            while windows.written >= windows.window_end(block):
-                yield close()
-                block += 1
-    num_frames = math.ceil(windows.written / geometry.samples_per_frame)
-    while (first := geometry.block_start_frame(block)) < num_frames:
-        yield close()[: num_frames - first]
-        block += 1
+def _next_pictures(pose: Iterator[np.ndarray], count: int) -> np.ndarray | None:
+    """The next pictures of a pose video, black where it ends within them; None after its end."""
+    pictures = list(itertools.islice(pose, count))
+    if not pictures:
+        return None
+    return np.stack(pictures + [np.zeros_like(pictures[0])] * (count - len(pictures)))
 
 
 def speech_of(path: Path) -> Iterator[np.ndarray]:
@@ -106,7 +151,7 @@ def speech_of(path: Path) -> Iterator[np.ndarray]:
     Raises:
         MediaFileError: the file cannot be read or has no sound.
     """
-    resampler = SpeechResampler()
+    resampler = SpeechResampler(any_rate=True)
     for frame in read_sound(path):
         yield resampler.push(frame)
     yield resampler.flush()
@@ -116,13 +161,16 @@ def generate(
     model: AvatarModel,
     *,
     image: np.ndarray,
-    audio: Path,
+    audio: Path | Sequence[Path],
     out: Path,
     prompt: str = "",
     seed: int = 0,
     config: StreamingConfig | None = None,
     max_frames: int | None = None,
     parity: bool = False,
+    on_open: Callable[[SessionInfo], None] = lambda info: None,
+    masks: np.ndarray | None = None,
+    pose_video: Path | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> FilmReport:
@@ -131,13 +179,17 @@ def generate(
     Args:
         model: loaded, in this process.
         image: portrait, [h, w, 3] uint8 RGB, any size.
-        audio: any file with sound that FFmpeg reads.
+        audio: any file with sound that FFmpeg reads, or one for every speaker; the film is as long as the shortest and
+            carries their mix.
         out: the MP4; it has another name until it is finished, and replaces an older one only then.
         prompt: for the model.
         seed: for the model.
         config: voice activity and fades.
         max_frames: most pictures of the film; None: as long as the sound.
         parity: hear the whole file at once, as the published pipelines do; memory grows with its length.
+        on_open: told what opening the session found out, before the first block.
+        masks: [speakers, h, w] bool, where each speaker's face is in the portrait; None: strips from left to right.
+        pose_video: any video that FFmpeg reads; where it ends before the film, the rest has a black one.
         on_progress: called after every block.
         should_stop: asked after every block; also a `KeyboardInterrupt` ends the film early.
 
@@ -145,23 +197,37 @@ def generate(
         What was made.
 
     Raises:
-        MediaFileError: the sound cannot be read, or the film not be written.
-        ModelError: the model refuses the portrait or cannot go on.
+        MediaFileError: sound or pose video cannot be read, or the film not be written.
+        ModelError: the model refuses the portrait, the speakers or the pose video, or cannot go on.
     """
     started_s = time.monotonic()
-    length_s = sound_length_s(audio)
-    whole = np.concatenate([np.zeros(0, np.float32), *speech_of(audio)]) if parity else None
-    info = model.open(SessionSpec(session=_SESSION, image=image, prompt=prompt, seed=seed, sound=whole))
+    sounds = (audio,) if isinstance(audio, Path) else tuple(audio)
+    lengths_s = [sound_length_s(sound) for sound in sounds]
     geometry = model.info.geometry
-    num_frames = None if length_s is None else math.ceil(length_s * geometry.fps - 1e-6)
+    pose = None if pose_video is None else _begun(read_pictures(pose_video, geometry.fps))
+    info = model.open(
+        SessionSpec(
+            session=_SESSION,
+            image=image,
+            prompt=prompt,
+            seed=seed,
+            sound=tuple(map(_whole, sounds)) if parity else None,
+            speakers=len(sounds),
+            masks=masks,
+            has_pose=pose is not None,
+        )
+    )
+    on_open(info)
+    known_s = [length_s for length_s in lengths_s if length_s is not None]
+    num_frames = math.ceil(min(known_s) * geometry.fps - 1e-6) if len(known_s) == len(sounds) else None
     if max_frames is not None:
         num_frames = max_frames if num_frames is None else min(num_frames, max_frames)
     part = out.with_name(f".{out.name}.part")
     interrupted = False
     try:
-        with Film(part, width=geometry.width, height=geometry.height, fps=geometry.fps, sound=audio) as film:
+        with Film(part, width=geometry.width, height=geometry.height, fps=geometry.fps, sounds=sounds) as film:
             try:
-                for frames in speech_frames(model, speech_of(audio), config=config):
+                for frames in speech_frames(model, *map(speech_of, sounds), config=config, pose=pose):
                     film.add(frames if max_frames is None else frames[: max_frames - film.num_frames])
                     on_progress(_progress(film.num_frames, num_frames, time.monotonic() - started_s))
                     if should_stop():
@@ -172,7 +238,8 @@ def generate(
             except KeyboardInterrupt:
                 interrupted = True
             if film.num_frames == 0 and not interrupted:
-                raise MediaFileError(f"{audio.name} holds no sound; give another file")
+                names = " or ".join(sound.name for sound in sounds)
+                raise MediaFileError(f"{names} holds no sound; give another file")
         if film.num_frames:
             os.replace(part, out)
     finally:
@@ -189,6 +256,15 @@ def generate(
         width=geometry.width,
         height=geometry.height,
     )
+
+
+def _whole(sound: Path) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.float32), *speech_of(sound)])
+
+
+def _begun(pictures: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The same pictures; a file that cannot be read fails now rather than later."""
+    return itertools.chain([next(pictures)], pictures)
 
 
 def _progress(frames: int, num_frames: int | None, elapsed_s: float) -> Progress:

@@ -114,12 +114,13 @@ class PushQueue:
         """Forget everything that waits."""
         self._waiting.clear()
 
-    def lay(self, lo: int, hi: int) -> list[Laid]:
-        """Take what belongs on [lo, hi) of the sample clock.
+    def lay(self, lo: int, hi: int, ahead: int = 0) -> list[Laid]:
+        """Take what belongs on [lo, hi) of the sample clock, and what follows it without a hole before `ahead`.
 
         Args:
             lo: first sample that is still free.
-            hi: end of what can be decided now.
+            hi: end of what must be decided now.
+            ahead: end of what may be decided now, where its sound is here already.
         """
         laid: list[Laid] = []
         while self._waiting and lo < hi:
@@ -130,15 +131,28 @@ class PushQueue:
                     break
                 lo = max(lo, hi - spare)
             utterance.is_flowing = utterance.num_samples >= hi - lo  # run dry: it builds up its reserve again
-            samples = self._take(utterance, min(utterance.num_samples, hi - lo))
-            is_last = utterance.is_complete and utterance.num_samples == 0
-            if len(samples) or is_last:
-                laid.append(Laid(name=utterance.name, start=lo, samples=samples, is_last=is_last))
-            lo += len(samples)
-            if not is_last:
+            lo = self._lay_first(lo, hi, laid)
+            if self._waiting and self._waiting[0] is utterance:
                 break
-            self._waiting.popleft()
+        while self._waiting and lo < ahead:
+            utterance = self._waiting[0]
+            if not utterance.is_flowing and not utterance.is_complete:
+                break
+            lo = self._lay_first(lo, ahead, laid)
+            if self._waiting and self._waiting[0] is utterance:
+                break
         return laid
+
+    def _lay_first(self, lo: int, hi: int, laid: list[Laid]) -> int:
+        """Lay what is there of the first utterance on [lo, hi), drop it if that was all; returns where it ends."""
+        utterance = self._waiting[0]
+        samples = self._take(utterance, min(utterance.num_samples, hi - lo))
+        is_last = utterance.is_complete and utterance.num_samples == 0
+        if len(samples) or is_last:
+            laid.append(Laid(name=utterance.name, start=lo, samples=samples, is_last=is_last))
+        if is_last:
+            self._waiting.popleft()
+        return lo + len(samples)
 
     def pressure(self) -> bool | None:
         """Whether the source should now be told to pause (True) or resume (False); None: nothing new."""

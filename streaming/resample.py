@@ -39,9 +39,13 @@ class SpeechResampler:
 
     The output lags the input by about a millisecond, the resampler's filter; `flush` brings the rest. Sample i of the
     output always belongs to second i / 16000 of the input, whatever the chunking.
+
+    Args:
+        any_rate: files may have rates that no live source has.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, any_rate: bool = False) -> None:
+        self._any_rate = any_rate
         self._form: tuple[str, str, int] | None = None
         self._resampler: av.AudioResampler | None = None
 
@@ -56,9 +60,11 @@ class SpeechResampler:
             [n] float32; n may be 0.
 
         Raises:
-            AudioFormatError: the rate is outside MIN_RATE_HZ..MAX_RATE_HZ, or FFmpeg does not know the layout.
+            AudioFormatError: the rate is outside MIN_RATE_HZ..MAX_RATE_HZ (unless `any_rate`), or FFmpeg does not know
+                the layout.
         """
-        check_rate(frame.sample_rate)
+        if not self._any_rate:
+            check_rate(frame.sample_rate)
         form = (frame.format.name, frame.layout.name, frame.sample_rate)
         parts = []
         try:

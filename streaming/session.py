@@ -100,6 +100,8 @@ class Session:
         )
         self._state: SessionState = "idle"
         self._hint = "idle"
+        self._prompt = self._model_prompt = spec.prompt
+        self._idle_prompt: str | None = None
         self._avatar = ""
         self._changed_early: set[str] = set()
         self._is_user_heard = False
@@ -198,7 +200,7 @@ class Session:
         if self.stream is None or self._microphone.is_muted:
             return
         now = self.stream.sample_at(self._clock.now())
-        if self.mode == "push" or self._voice.is_pushed:
+        if self.mode == "push" or self._voice.is_pushed(now):
             edges = self._microphone.overhear(samples)
         else:
             windows = self.stream.windows
@@ -262,23 +264,40 @@ class Session:
         now_s = self._clock.now()
         stream = self.stream
         cut = goes_on_at = None
+        is_open = False
         if stream is not None:
+            now = stream.sample_at(now_s)
+            is_open = stream.windows.is_speech and not self._voice.is_pushed(now)
+            if self._voice.laid_until > stream.windows.frozen:
+                stream.windows.retract()
             cut = max(self.playout.next_sample, self.playout.heard_sample(now_s))
-            goes_on_at = max(cut, stream.sample_at(now_s), stream.windows.written)
-        is_open = stream is not None and stream.windows.is_speech and not self._voice.is_pushed
+            goes_on_at = max(cut, now, stream.windows.written)
         report, was_cut = self._voice.interrupt(now_s, goes_on_at=goes_on_at if is_open else None)
         if self.blocks is not None and was_cut:
             stream.windows.silence(cut, goes_on_at)
-            self.blocks.redo(self._hint)
+            self.blocks.redo(self._posture())
         if not was_cut:
             self._announcer.tell("playback_finished", **report.as_json())
         self._refresh_state()
         return report
 
     def set_prompt(self, prompt: str) -> Planned:
-        """Change the prompt at the next block; `prompt_applied` confirms."""
+        """Change the prompt at the next block; `prompt_applied` confirms.
+
+        While an idle prompt is in force and nobody speaks, it waits for the next block with speech.
+        """
         self._check_open()
+        self._prompt = prompt
+        if self._idle_prompt is not None and self._model_prompt == self._idle_prompt:
+            return self._planned()
+        self._model_prompt = prompt
         return self._plan(prompt=prompt)
+
+    def set_idle_prompt(self, prompt: str | None) -> Planned:
+        """Use another prompt in blocks without speech, or none other; each change is told as `prompt_applied`."""
+        self._check_open()
+        self._idle_prompt = prompt
+        return self._planned()
 
     def set_avatar(self, image: np.ndarray, name: str = "") -> Planned:
         """Change the portrait at the next block; `avatar_applied` confirms with `name`.
@@ -380,22 +399,40 @@ class Session:
 
     def _close_window(self, stream: Stream, blocks: Blocks) -> None:
         slot = stream.next_slot
-        was_pushed = self._voice.is_pushed
-        self._voice.lay(stream.windows, stream.windows.window_end(slot))
-        window, edges = stream.windows.close(slot)
+        was_pushed = self._voice.is_pushed(stream.windows.frozen)
+        known = self._voice.lay(stream.windows, slot)
+        window, edges = stream.windows.close(slot, known)
+        self._follow_speech(is_speech=window.has_speech)
         stream.next_slot = slot + 1
         if not was_pushed:
             self._hear_windows(edges)
         self.playout.expire(self._clock.now())
-        blocks.ask(window, self._hint)
+        blocks.ask(window, self._posture())
+
+    def _posture(self) -> str:
+        """What the body does while it says nothing: who only speaks what is pushed listens to the user's voice."""
+        if self._hint == "idle" and self.mode == "push" and self._is_user_heard:
+            return "listening"
+        return self._hint
+
+    def _follow_speech(self, *, is_speech: bool) -> None:
+        """Before a block is asked for, put the prompt in force that its sound calls for."""
+        wanted = self._prompt if is_speech or self._idle_prompt is None else self._idle_prompt
+        if wanted != self._model_prompt:
+            self._model_prompt = wanted
+            self._plan(prompt=wanted)
 
     def _plan(self, *, prompt: str | None = None, image: np.ndarray | None = None) -> Planned:
         if self.stream is None:
             changes = {name: value for name, value in (("prompt", prompt), ("image", image)) if value is not None}
             self._spec = replace(self._spec, **changes)
             self._changed_early |= set(changes)
-        slot = self.stream.next_slot if self.stream else 0
         self._engine.update(SessionUpdate(session=self.id, block=self.next_block(), prompt=prompt, image=image))
+        return self._planned()
+
+    def _planned(self) -> Planned:
+        """The block that is asked for next."""
+        slot = self.stream.next_slot if self.stream else 0
         return Planned(block=slot, frame=slot * self.stream.geometry.frames_per_block if self.stream else 0)
 
     # States and events

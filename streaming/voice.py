@@ -40,6 +40,8 @@ class Voice:
         push_buffer_s: float,
         changed: Callable[[], None],
     ) -> None:
+        self.laid_until = 0
+        """End of the pushed speech that lies on the sample clock."""
         self._clock = clock
         self._playout = playout
         self._announcer = announcer
@@ -55,10 +57,9 @@ class Voice:
         """Whether a segment is being heard."""
         return self._book.is_playing
 
-    @property
-    def is_pushed(self) -> bool:
-        """Whether pushed speech has the word."""
-        return self._queue.is_active
+    def is_pushed(self, sample: int) -> bool:
+        """Whether pushed speech has the word at a sample: some waits, grows, or lies there and beyond."""
+        return self._queue.is_active or self.laid_until > sample
 
     # Pushed speech
 
@@ -103,16 +104,25 @@ class Voice:
         """A pushed segment is complete."""
         self._queue.end(name)
 
-    def lay(self, windows: Windows, hi: int) -> None:
-        """Put pushed speech on the sample clock as far as `hi`."""
-        for laid in self._queue.lay(max(windows.frozen, windows.written), hi):
+    def lay(self, windows: Windows, slot: int) -> int:
+        """Put pushed speech on the sample clock as far as a slot's window needs it, and further where it waits already.
+
+        Returns:
+            Sample up to which it is known what will be heard; 0 where that is the window's end. Silence after the end
+            of what was pushed is known as well, while a slot still holds some of it.
+        """
+        hi, ahead = windows.window_end(slot), windows.most_end(slot)
+        for laid in self._queue.lay(max(windows.frozen, windows.written), hi, ahead):
             windows.write(laid.start, laid.samples)
             if len(laid.samples):
-                self._book.extend(laid.name, laid.start, laid.start + len(laid.samples))
+                self.laid_until = laid.start + len(laid.samples)
+                self._book.extend(laid.name, laid.start, self.laid_until)
             if laid.is_last:
                 self._book.complete(laid.name)
         self._press()
         self._schedule()
+        has_ended = not self._queue.is_active and self.laid_until > windows.start(slot)
+        return ahead if has_ended else self.laid_until
 
     # The microphone
 
@@ -143,6 +153,7 @@ class Voice:
         self._tell(self._book.advance(sample))
         report, turns = self._book.interrupt(sample)
         self._queue.clear()
+        self.laid_until = 0
         self._growing = None
         self._tell(turns)
         self._press()

@@ -29,7 +29,8 @@ class Window:
     block: int
     """Block of the sample clock."""
     samples: np.ndarray
-    """[window.samples] float32: gated sound from `left_samples` before the block to `lookahead_samples` after it."""
+    """[n] float32: gated sound from `left_samples` before the block to `lookahead_samples` after it, or as far as the
+    future is known, `window.most_samples` at most."""
     has_speech: bool
     """Whether the gate is open anywhere in the block itself."""
 
@@ -76,6 +77,10 @@ class SampleRing:
         for at, index, length in self._runs(first, last):
             out[at - lo : at - lo + length] = self._samples[index : index + length]
         return out
+
+    def retract(self, end: int) -> None:
+        """Forget what was written from `end` on."""
+        self.end = min(self.end, end)
 
     def silence(self, lo: int, hi: int, fade: int) -> None:
         """Silence [lo, hi), sliding down over the first `fade` samples."""
@@ -136,9 +141,17 @@ class Windows:
         """Whether speech is open at the newest sound."""
         return self._vad.is_speech
 
+    def start(self, block: int) -> int:
+        """First sample of `block` itself."""
+        return block * self._window.block_samples
+
     def window_end(self, block: int) -> int:
         """First sample that the window of `block` does not cover."""
         return (block + 1) * self._window.block_samples + self._window.lookahead_samples
+
+    def most_end(self, block: int) -> int:
+        """First sample that the window of `block` does not cover even where all is known."""
+        return self.start(block) - self._window.left_samples + self._window.most_samples
 
     def write(self, start: int, samples: np.ndarray) -> list[Edge]:
         """Put sound in its place.
@@ -162,8 +175,13 @@ class Windows:
             self._ring.append(samples)
         return self._listen()
 
-    def close(self, block: int) -> tuple[Window, list[Edge]]:
+    def close(self, block: int, known: int = 0) -> tuple[Window, list[Edge]]:
         """Freeze what block `block` hears. Blocks are closed in rising order.
+
+        Args:
+            block: index.
+            known: sample up to which it is known already what will be heard, if that is beyond the window's end; this
+                is not frozen, and shown to the model all the same.
 
         Returns:
             The window, and the edges of speech that closing it made known.
@@ -174,16 +192,17 @@ class Windows:
         self._ring.extend(hi)
         edges = self._listen()
         self._forget()
-        return self.window(block), edges
+        return self.window(block, known), edges
 
-    def window(self, block: int) -> Window:
+    def window(self, block: int, known: int = 0) -> Window:
         """The window of a closed block, as it sounds now: later silencing shows, later speech does not."""
-        hi = self.window_end(block)
-        gain = self._gain(hi - self._window.samples, hi)
         left = self._window.left_samples
+        lo = self.start(block) - left
+        hi = max(self.window_end(block), min(known, self.most_end(block)))
+        gain = self._gain(lo, hi)
         return Window(
             block=block,
-            samples=self._ring.read(hi - self._window.samples, hi) * gain,
+            samples=self._ring.read(lo, hi) * gain,
             has_speech=bool(gain[left : left + self._window.block_samples].any()),
         )
 
@@ -203,13 +222,26 @@ class Windows:
                 kept.append(replace(speech, start=start, known_at=max(speech.known_at, start)))
         self._speech = kept
 
+    def retract(self) -> None:
+        """Forget sound that was laid beyond what is frozen: it will not be heard."""
+        end = self.frozen
+        self._ring.retract(end)
+        position = -(-end // FRAME_SAMPLES) * FRAME_SAMPLES
+        if self._vad.position > position:
+            self._note(self._vad.skip_to(position))
+        self._speech = [
+            replace(speech, end=None if speech.end is None else min(speech.end, end))
+            for speech in self._speech
+            if speech.start < end
+        ]
+
     def skip_to(self, block: int) -> list[Edge]:
         """Go on at `block`; what lies between is silence that nobody heard."""
         start = block * self._window.block_samples
         self.frozen = max(self.frozen, start)
         self._ring.extend(self.frozen)
-        edge = self._vad.skip_to(-(-self.frozen // FRAME_SAMPLES) * FRAME_SAMPLES)
-        return self._note(edge)
+        position = -(-self.frozen // FRAME_SAMPLES) * FRAME_SAMPLES
+        return self._note(self._vad.skip_to(position)) if self._vad.position < position else []
 
     def _listen(self) -> list[Edge]:
         edges = []

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The programs the tests drive: a browser, a speech synthesiser, recorded speech, media tools.
+# The programs the tests drive: a browser, a speech synthesiser, recorded speech, media tools, npm to fetch a player.
 # Installed where that needs no question (root, or sudo without a password); otherwise named with the command to run.
 set -euo pipefail
 
 declare -A program=(
-  [chromium]="chromium" [espeak-ng]="espeak-ng" [sox]="sox" [ffmpeg]="ffmpeg"
+  [chromium]="chromium" [espeak-ng]="espeak-ng" [sox]="sox" [ffmpeg]="ffmpeg" [npm]="npm"
 )
 missing=()
 for package in "${!program[@]}"; do

@@ -47,6 +47,8 @@ async def test_it_plays_with_sound_unasked_and_leaves_the_speaker_alone(
     session = server.get("/v1/sessions")[0]["id"]
     page = await browser.open(f"{server.url}/obs/{session}")  # without a token an open server takes it for the admin
     await playing(page)
+    asked = await page.evaluate("performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert any("/whep/" in url for url in asked) and not any("/offer" in url for url in asked), "a plain viewer"
     assert await page.evaluate("!document.querySelector('#avatar').muted"), "sound plays"
     assert await page.evaluate("document.querySelectorAll('button, [controls], a').length") == 0
     assert server.get(f"/v1/sessions/{session}")["viewers"] == 2

@@ -21,7 +21,7 @@ async def test_screenshots(
     serve: Callable[..., Server], browser: chromium.Visit, product_config: str | dict[str, Any], device: str
 ) -> None:
     size = chromium.DESKTOP if device == "desktop" else chromium.PHONE
-    other = "dark" if device == "desktop" else "light"
+    other = "dark"
     server = serve(product_config)
     page = await browser.open(server.url, viewport=size)
     await page.wait_for_selector("#gallery input:checked", state="attached")

@@ -17,6 +17,7 @@ MODEL_DOORS = {"model.interface", "model.geometry", "model.errors", "model.launc
 WITHOUT_TORCH = {"interface", "geometry", "config", "errors", "fake", "launch", "portrait", "__init__"} | {
     "component_config",
     "picture_size",
+    "portrait_quality",
     "sampling",
     "published",
     "published_keys",
@@ -63,6 +64,12 @@ def test_the_model_knows_no_time_and_nobody_above(path: Path) -> None:
         name for name in imports(path) if within(name, ("server", "streaming", "client_demo", "asyncio", *NETWORK))
     ]
     assert not wrong, f"{name_of(path)} imports {wrong}"
+
+
+def test_only_the_solvers_use_diffusers() -> None:
+    """Everything else of the model runs on machines that have torch and transformers alone."""
+    users = {name_of(path) for path in modules("model") if any(within(n, ("diffusers",)) for n in imports(path))}
+    assert users == {"model.solvers"}
 
 
 @pytest.mark.parametrize("path", modules("streaming"), ids=name_of)

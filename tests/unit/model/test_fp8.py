@@ -24,7 +24,7 @@ def test_a_layer_stays_within_three_per_cent_of_the_exact_product():
     torch.manual_seed(0)
     linear, x = nn.Linear(256, 96), torch.randn(2, 7, 256)
     wanted = linear(x)
-    got = Fp8Linear(linear)(x)
+    got = Fp8Linear.of(linear)(x)
     assert got.shape == wanted.shape and got.dtype == x.dtype
     assert (got - wanted).norm() / wanted.norm() < 0.05
 

@@ -86,7 +86,7 @@ def test_sound_prompt_and_reference_matter(tokenizer: Path) -> None:
     model = generator(tokenizer)
     model.open(SessionSpec(session="s", image=face(), prompt="a woman speaks"))
     session = model._sessions["s"]
-    level = dataclasses.replace(session.level)
+    level = dataclasses.replace(session.levels[0])
     window = torch.from_numpy(request(model, 0).window)[None]
     columns = model.audio.window_features(window, 0, level)
     assert columns.shape == (1, 3, 16, 12)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,16 +16,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import model.released as released
+from model.compile import speed_up
 from model.config import RunConfig
+from model.convert import convert
 from model.errors import CheckpointError
-from model.forge import LORA, forge, forged_config, random_modules, random_tensor, shapes_of
+from model.forge import LORA, forge, random_modules, random_tensor, shapes_of
+from model.fp8 import Fp8Linear, quantise
 from model.generator import load_model
 from model.interface import BlockRequest, SessionSpec
 from model.lora import target_modules
-from model.released import INDEX, SPEECH, TEXT, TOKENIZER, VAE, convert, load_released, survey
+from model.published import forged_config
+from model.released import INDEX, load_released, survey
 from model.tensor_files import entries_of
-
-SHARD = "diffusion_pytorch_model-0000{}-of-00002.safetensors"
+from tests.unit.model.damage import DAMAGE, edit, edit_tensors
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,64 @@ def test_a_converted_folder_loads_in_one_pass(forged: Path, tmp_path: Path) -> N
         convert(forged, tmp_path / "out", forged / LORA)
 
 
+@pytest.fixture(scope="module")
+def rounded(forged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The forged folder with its adapter merged and its layers in fp8."""
+    out = tmp_path_factory.mktemp("fp8") / "mini-fp8"
+    convert(forged, out, forged / LORA, fp8=True)
+    return out
+
+
+def test_a_folder_in_fp8_holds_what_loading_would_round(forged: Path, rounded: Path) -> None:
+    findings, plan = survey(rounded)
+    assert plan is not None and any(re.search(r"of the dit fit, \d+ of them in fp8", f.text) for f in findings)
+    wanted = load_released(forged, adapter=forged / LORA, dtype=torch.bfloat16)[1]
+    kept, wide = (load_released(rounded, dtype=torch.bfloat16, keep_fp8=keep)[1] for keep in (True, False))
+    before = wanted["dit"].state_dict()
+    names = [name for name, module in kept["dit"].named_modules() if isinstance(module, Fp8Linear)]
+    assert len(names) == quantise(wanted["dit"]) and "blocks.0.self_attn.q" in names
+    assert state(kept).keys() == state(wanted).keys()
+    for name, value in state(kept).items():
+        assert torch.equal(value.float(), state(wanted)[name].float()), name
+    weight = wide["dit"].state_dict()["blocks.0.ffn.0.weight"]
+    assert weight.dtype == torch.bfloat16 and (weight - before["blocks.0.ffn.0.weight"]).abs().max() < 0.1
+    sizes = [sum(p.stat().st_size for p in folder.glob("*.safetensors")) for folder in (rounded, forged)]
+    assert sizes[0] < sizes[1]
+    kept["dit"].to(torch.bfloat16)
+    assert kept["dit"].blocks[0].ffn[0].weight.dtype == torch.float8_e4m3fn, "a cast must not widen it"
+    speed_up(kept["dit"], fp8=True, backend=None), speed_up(wanted["dit"], fp8=True, backend=None)
+    for name, value in state({"dit": kept["dit"]}).items():
+        assert torch.equal(value.float(), state({"dit": wanted["dit"]})[name].float()), name
+
+
+def test_a_folder_in_fp8_is_damaged_by_name(forged: Path, rounded: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="in fp8 already"):
+        convert(rounded, tmp_path / "again", fp8=True)
+    with pytest.raises(CheckpointError, match="nothing is to be done"):
+        convert(forged, tmp_path / "again")
+    with pytest.raises(CheckpointError, match=r"already holds the adapter liveavatar\.safetensors"):
+        load_released(rounded, adapter=forged / LORA)
+    folder = Path(shutil.copytree(rounded, tmp_path / "mini"))
+    shard = next(folder.glob("*.safetensors"))
+
+    def drop(name: str) -> None:
+        edit_tensors(shard, lambda t: t.pop(name))
+        edit(folder / INDEX, lambda c: c["weight_map"].pop(name))
+
+    drop("blocks.1.ffn.2.weight_scale")
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.ffn\.2\.weight_scale in .* is missing, not F32 \[64, 1\]"):
+        load_released(folder)
+    drop("blocks.1.ffn.2.weight")
+    with pytest.raises(CheckpointError, match=r"lacks 1 tensors of the dit, first blocks\.1\.ffn\.2\.weight"):
+        load_released(folder)
+
+
+def test_an_adapter_for_rounded_layers_is_refused(forged: Path, tmp_path: Path) -> None:
+    convert(forged, tmp_path / "mini", fp8=True)
+    with pytest.raises(CheckpointError, match="layers are in fp8, which take no adapter; convert it with"):
+        load_released(tmp_path / "mini", adapter=forged / LORA)
+
+
 def test_the_host_holds_one_tensor_at_a_time(forged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies are all that loading holds besides mapped files; none outlives its turn."""
     alive: list[weakref.ref[torch.Tensor]] = []
@@ -123,102 +184,6 @@ def test_generates_from_the_folder_and_from_random_weights(forged: Path) -> None
         frames.append(model.step(BlockRequest(session="s", block=0, epoch=0, window=window)).frames)
     assert frames[0].shape == (12, 64, 64, 3) and frames[0].std() > 1
     np.testing.assert_array_equal(*frames)
-
-
-# Damage.
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def edit(path: Path, change: Callable[[dict], object]) -> None:
-    values = json.loads(path.read_text())
-    change(values)
-    path.write_text(json.dumps(values))
-
-
-def edit_tensors(path: Path, change: Callable[[dict], object]) -> None:
-    is_safe = path.suffix == ".safetensors"
-    tensors = load_file(path) if is_safe else torch.load(path, weights_only=True)
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    change(tensors)
-    save_file(tensors, path) if is_safe else torch.save(tensors, path)
-
-
-Q = "blocks.0.self_attn.q.weight"
-DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no config": (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
-    "config no JSON": (lambda f: (f / "config.json").write_text("{"), r"config\.json cannot be read as JSON"),
-    "wrong switch": (
-        lambda f: edit(f / "config.json", lambda c: c.update(enable_motioner=True)),
-        r"config\.json.*enable_motioner is True; only False",
-    ),
-    "other width": (
-        lambda f: edit(f / "config.json", lambda c: c.update(ffn_dim=100)),
-        r"blocks\.0\.ffn\.0\.bias in .*00001-of-00002\.safetensors is \[96\], not \[100\]",
-    ),
-    "fewer layers": (
-        lambda f: edit(f / "config.json", lambda c: c.update(num_layers=3)),
-        r"safetensors has 27 tensors too many, first blocks\.3\.",
-    ),
-    "more layers": (
-        lambda f: edit(f / "config.json", lambda c: c.update(num_layers=5)),
-        r"lacks 27 tensors of the dit, first blocks\.4\.",
-    ),
-    "no index": (lambda f: (f / INDEX).unlink(), r"index\.json is missing"),
-    "wrong index": (
-        lambda f: edit(f / INDEX, lambda c: c["weight_map"].update({Q: SHARD.format(2)})),
-        rf"index\.json places {Q} in .*00002-of-00002\.safetensors, which lacks it",
-    ),
-    "index leaves one out": (
-        lambda f: edit(f / INDEX, lambda c: c["weight_map"].pop(Q)),
-        rf"00001-of-00002\.safetensors holds {Q}, which .* does not place there",
-    ),
-    "no shard": (lambda f: (f / SHARD.format(2)).unlink(), r"00002-of-00002\.safetensors is missing"),
-    "shard cut": (lambda f: cut(f / SHARD.format(1)), r"00001-of-00002\.safetensors has \d+ bytes but its header"),
-    "shard too many": (
-        lambda f: shutil.copy(f / SHARD.format(1), f / "old.safetensors"),
-        r"old\.safetensors is not in .*index\.json",
-    ),
-    "integers": (
-        lambda f: edit_tensors(f / SHARD.format(1), lambda t: t.update({Q: t[Q].to(torch.int8)})),
-        rf"{Q} in .* is I8; only F32, F16 and BF16",
-    ),
-    "not finite": (
-        lambda f: edit_tensors(f / SHARD.format(1), lambda t: t[Q].fill_(float("nan"))),
-        rf"{Q} in .* holds values that are not finite",
-    ),
-    "no text file": (lambda f: (f / TEXT).unlink(), r"models_t5.*\.pth is missing"),
-    "text file cut": (lambda f: cut(f / TEXT), r"models_t5.*\.pth is broken, cut short"),
-    "text key unknown": (
-        lambda f: edit_tensors(f / TEXT, lambda t: t.update({"blocks.0.ffn.up.weight": torch.ones(2)})),
-        r"models_t5.*\.pth has the unknown tensor blocks\.0\.ffn\.up\.weight",
-    ),
-    "VAE key missing": (
-        lambda f: edit_tensors(f / VAE, lambda t: t.pop("decoder.middle.1.proj.weight")),
-        r"VAE\.pth lacks 1 tensors of the vae, first decoder\.mid_block\.attentions\.0\.proj\.weight",
-    ),
-    "VAE shape": (
-        lambda f: edit_tensors(f / VAE, lambda t: t.update({"conv1.bias": torch.zeros(3)})),
-        r"conv1\.bias in .*VAE\.pth is \[3\], not \[32\]",
-    ),
-    "VAE is a program": (lambda f: torch.save(Path("x"), f / VAE), r"VAE\.pth is broken, cut short, or not a file of"),
-    "no speech folder": (lambda f: shutil.rmtree(f / SPEECH), r"preprocessor_config\.json is missing"),
-    "other speech encoder": (
-        lambda f: edit(f / SPEECH / "config.json", lambda c: c.update(do_stable_layer_norm=False)),
-        r"english/config\.json.*do_stable_layer_norm is False",
-    ),
-    "other sample rate": (
-        lambda f: edit(f / SPEECH / "preprocessor_config.json", lambda c: c.update(sampling_rate=8000)),
-        r"preprocessor_config\.json has sampling_rate 8000",
-    ),
-    "no tokenizer": (lambda f: shutil.rmtree(f / TOKENIZER), r"tokenizer folder .*umt5-xxl does not exist"),
-    "broken tokenizer": (
-        lambda f: cut(f / TOKENIZER / "tokenizer.json"),
-        r"the tokenizer in .*umt5-xxl cannot be read",
-    ),
-}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -279,13 +244,14 @@ def test_forge_refuses_a_full_folder_and_an_unknown_size(forged: Path, tmp_path:
     assert entries_of(forged / LORA)[A].shape == (4, 64)
 
 
-def test_forge_and_loader_need_no_network_packages() -> None:
+def test_forge_clip_and_benches_need_no_other_packages() -> None:
+    """A bare GPU machine has torch, transformers, numpy, safetensors and pillow."""
     code = (
-        "import sys, model.forge, model.released; print(*(m for m in ('av', 'aiortc', 'fastapi') if m in sys.modules))"
+        "import sys; sys.modules.update(dict.fromkeys(('av', 'aiortc', 'fastapi', 'diffusers', 'ftfy', 'scipy')));"
+        "import model.forge, model.released, model.clip, model.bench_dit, model.bench_vae, model.wan_vae"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert run.returncode == 0, run.stderr
-    assert not run.stdout.strip()
 
 
 def test_the_14b_has_the_published_tensors() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from model.config import RunConfig
 from model.denoiser import Denoiser
+from model.errors import UnsupportedError
 from model.generator import Generator
 from model.interface import BlockRequest
 from model.profile import Profile
@@ -33,6 +37,14 @@ def test_multistep_methods_are_nearer_than_euler(name: str) -> None:
     assert solved(name, sigmas) < 0.7 * solved("euler", sigmas)
     for steps in range(1, 9):
         assert np.isfinite(solved(name, published_sigmas(steps)))
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("unipc", "dpmsolver"):
+        monkeypatch.setitem(sys.modules, f"diffusers.schedulers.scheduling_{name}_multistep", None)
+    for name in ("unipc", "dpm++"):
+        with pytest.raises(UnsupportedError, match=rf"solver is {re.escape(name)}, .* needs diffusers; install it"):
+            solver_maker(name, published_sigmas(4))
 
 
 def test_solvers_share_nothing_between_blocks() -> None:

@@ -26,6 +26,7 @@ def test_output_is_the_words_alone(encoder: HashTextEncoder) -> None:
     assert encoder.encode("a happy face").shape == (1, 3, 128)
     assert encoder.encode("").shape == (1, 0, 128)
     assert encoder.encode("word " * 99).shape == (1, 16, 128)
+    assert encoder.cut("word " * 16 + "Not read!") == "not read" and encoder.cut("a happy face") == ""
     assert encoder.encode("\U0001f600").shape == (1, 0, 128)
 
 

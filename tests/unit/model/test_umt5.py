@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from model.errors import CheckpointError
+from model.errors import CheckpointError, UnsupportedError
 from model.umt5 import UMT5Text, clean, load_tokenizer
 from tests.unit.model.published_model import config, write_tokenizer
 
@@ -33,6 +34,13 @@ def text(tmp_path: Path) -> UMT5Text:
 )
 def test_clean(prompt: str, cleaned: str) -> None:
     assert clean(prompt) == cleaned
+
+
+def test_without_the_library_of_repairs_plain_prompts_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    assert clean("a woman  speaks") == "a woman speaks"
+    with pytest.raises(UnsupportedError, match="the prompt 'café' needs the package ftfy"):
+        clean("café")
 
 
 def test_tokens_end_with_the_mark(text: UMT5Text) -> None:
@@ -60,6 +68,7 @@ def test_a_long_prompt_is_cut_and_says_so(text: UMT5Text, caplog: pytest.LogCapt
     assert tokens.num_cut == 25 and tokens.ids[-1] == 1
     ours = text.tokenizer("a " * 40, truncation=True, max_length=16)["input_ids"]
     assert tokens.ids.tolist() == ours
+    assert text.cut("a " * 16 + "woman speaks") == "a woman speaks" and text.cut("a woman speaks") == ""
 
 
 def test_without_a_tokenizer(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from server.serve import WS_MESSAGE_LIMIT, _Server, bind
 FAKE: dict[str, Any] = {
     "server": {"port": 0, "log_level": "warning"},
     "model": {"kind": "fake", "fake": {"width": 64, "height": 64, "block_s": 0.01}},
-    "limits": {"max_sessions": 4, "sessions_per_minute": 1000},
+    "limits": {"max_sessions": 4, "sessions_per_minute": 1000, "requests_per_minute": 100_000},
 }
 
 
@@ -59,12 +59,13 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(
-    config: Config | None = None, secrets: Secrets | None = None, *, wait: bool = True
+    config: Config | None = None, secrets: Secrets | None = None, *, wait: bool = True, patience_s: float = 20
 ) -> AsyncIterator[Running]:
     """Run a server for the length of a `with`.
 
     Args:
         wait: until the engine is ready.
+        patience_s: for that.
     """
     config = config or fake_config()
     listening = bind(config.server)
@@ -86,7 +87,7 @@ async def running(
                 await asyncio.sleep(0.01)
                 assert not task.done(), "the server did not start"
             if wait:
-                await asyncio.wait_for(hub.wait_started(), 20)
+                await asyncio.wait_for(hub.wait_started(), patience_s)
                 assert hub.start_error is None
             yield Running(hub=hub, port=port, http=http)
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.admission import Admission, Load
+from server.admission import Admission, Load, Slot
 from server.config import LimitsConfig
 from server.errors import ApiError
 
@@ -14,6 +14,15 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now_s
+
+
+def reserve(admission: Admission, client: str) -> Slot:
+    """A slot for a client that does not wait for one."""
+    admission.enter(client)
+    slot = admission.take()
+    if slot is None:
+        raise admission.refusal()
+    return slot
 
 
 def load(block_s: float, encode_s: float = 0.02) -> Load:
@@ -31,35 +40,35 @@ def test_capacity_is_what_fits_into_a_blocks_time(block_s: float, sessions: int)
 def test_a_full_machine_says_so_with_the_measured_reason() -> None:
     admission = Admission(LimitsConfig())
     admission.measured(load(0.30))
-    slot = admission.reserve("a")
+    slot = reserve(admission, "a")
     with pytest.raises(ApiError) as caught:
-        admission.reserve("b")
+        reserve(admission, "b")
     error = caught.value
     assert (error.code, error.status, error.retry_after_s) == ("capacity", 503, 15)
     assert "480 ms takes 300 ms" in error.detail
     assert "no more than 1 fit" in error.detail
     slot.release()
-    admission.reserve("b")
+    reserve(admission, "b")
 
 
 def test_a_slot_is_given_back_once() -> None:
     admission = Admission(LimitsConfig(max_sessions=2))
-    first, _ = admission.reserve("a"), admission.reserve("a")
+    first, _ = reserve(admission, "a"), reserve(admission, "a")
     first.release()
     first.release()
     assert admission.taken == 1
-    admission.reserve("a")
+    reserve(admission, "a")
     with pytest.raises(ApiError, match="limits.max_sessions is 2"):
-        admission.reserve("a")
+        reserve(admission, "a")
 
 
 def test_before_the_engine_is_measured_one_session_may_wait() -> None:
     admission = Admission(LimitsConfig())
-    admission.reserve("a")
+    reserve(admission, "a")
     with pytest.raises(ApiError, match="still starting"):
-        admission.reserve("b")
+        reserve(admission, "b")
     admission.measured(load(0.1))
-    admission.reserve("b")
+    reserve(admission, "b")
 
 
 def test_real_blocks_move_the_capacity() -> None:
@@ -79,18 +88,18 @@ def test_new_sessions_are_limited_by_minute_and_client() -> None:
     clock = Clock()
     admission = Admission(LimitsConfig(sessions_per_minute=3, max_sessions=100), now=clock)
     for _ in range(3):
-        admission.reserve("a")
+        reserve(admission, "a")
     with pytest.raises(ApiError) as caught:
-        admission.reserve("a")
+        reserve(admission, "a")
     assert (caught.value.code, caught.value.status, caught.value.retry_after_s) == ("rate_limited", 429, 60)
-    admission.reserve("b")
+    reserve(admission, "b")
     clock.now_s = 60.0
-    admission.reserve("a")
+    reserve(admission, "a")
 
 
 def test_a_leaving_server_takes_nobody() -> None:
     admission = Admission(LimitsConfig())
     admission.close("The server is shutting down; try again in half a minute.")
     with pytest.raises(ApiError, match="shutting down") as caught:
-        admission.reserve("a")
+        reserve(admission, "a")
     assert caught.value.retry_after_s

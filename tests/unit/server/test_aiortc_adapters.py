@@ -6,10 +6,25 @@ import aioice.ice
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection
 from aiortc.rtcdtlstransport import RtpRouter
-from aiortc.rtp import RTCP_PSFB_FIR, RTCP_PSFB_PLI, RtcpPsfbPacket, RtpPacket
+from aiortc.rtp import (
+    RTCP_PSFB_APP,
+    RTCP_PSFB_FIR,
+    RTCP_PSFB_PLI,
+    RtcpPsfbPacket,
+    RtcpReceiverInfo,
+    RtcpRrPacket,
+    RtpPacket,
+    pack_remb_fci,
+)
 
 from server import aiortc_adapters
-from server.aiortc_adapters import close_quietly, discard_media, on_keyframe_request, use_loopback_when_alone
+from server.aiortc_adapters import (
+    close_quietly,
+    discard_media,
+    on_feedback,
+    on_keyframe_request,
+    use_loopback_when_alone,
+)
 
 
 @pytest.mark.parametrize("kind", [RTCP_PSFB_PLI, RTCP_PSFB_FIR])
@@ -21,6 +36,23 @@ async def test_a_lost_picture_reaches_the_callback(kind: int) -> None:
     packet = RtcpPsfbPacket(fmt=kind, ssrc=1, media_ssrc=sender._ssrc)
     await sender._handle_rtcp_packet(packet)
     assert asked == [1]
+    await connection.close()
+
+
+async def test_what_a_receiver_reports_reaches_the_callback() -> None:
+    connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    sender = connection.addTransceiver("video", direction="sendonly").sender
+    heard: list[tuple[float | None, float | None]] = []
+    on_feedback(sender, lambda loss, kbps: heard.append((loss, kbps)))
+    for ssrc in (sender._ssrc, sender._ssrc ^ 1):
+        report = RtcpReceiverInfo(
+            ssrc=ssrc, fraction_lost=64, packets_lost=5, highest_sequence=9, jitter=0, lsr=0, dlsr=0
+        )
+        await sender._handle_rtcp_packet(RtcpRrPacket(ssrc=1, reports=[report]))
+        estimate = pack_remb_fci(900_000, [ssrc])
+        await sender._handle_rtcp_packet(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=estimate))
+    await sender._handle_rtcp_packet(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=b"junk"))
+    assert heard == [(0.25, None), (None, pytest.approx(900, rel=0.01))], "another stream's are not ours"
     await connection.close()
 
 

@@ -160,3 +160,23 @@ def test_train_and_portrait_read_their_own_options(capfd: pytest.CaptureFixture[
     assert "--hair" in capfd.readouterr().out
     assert run("train", "sing") == 2
     assert run("portrait", "--seed", "7", "--hair-color", "black", str(tmp_path / "mine.png")) in (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [(["--url", "rooms"], "--url"), (["--url", "ws://rooms", "--server", "here"], "server is 'here'")],
+)
+def test_the_livekit_worker_names_what_it_cannot_use(
+    arguments: list[str], field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("livekit-worker", *arguments) == 2
+    assert field in capsys.readouterr().err
+
+
+def test_the_livekit_worker_asks_for_credentials(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LIVEKIT_TOKEN", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"):
+        monkeypatch.delenv(name, raising=False)
+    assert run("livekit-worker", "--url", "ws://127.0.0.1:9", "--room", "lobby") == 2
+    assert "LIVEKIT_API_KEY" in capsys.readouterr().err

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
+import httpx
 import pytest
 
 from tests.unit.server.running import Running, fake_config, running
@@ -117,3 +119,20 @@ async def test_offers_that_cannot_be_watched_with_and_viewers_over_the_limit() -
         refused = await post(server, path, await make_offer(channel=False))
         check_problem(refused, 503, "capacity")
         assert "retry-after" in refused.headers
+
+
+async def test_a_player_without_if_match_may_trickle_by_the_offers_user_name(server: Running) -> None:
+    session = await live_session(server)
+    offer = await make_offer(channel=False)
+    answer = await post(server, "/" + str(session["urls"]["whep"]), offer)  # type: ignore[index]
+    user = re.search(r"a=ice-ufrag:(\S+)", offer)
+    assert user is not None
+
+    async def patch(name: str, **headers: str) -> httpx.Response:
+        content = f"a=ice-ufrag:{name}\r\nm=audio 9 UDP/TLS/RTP/SAVPF 0\r\na=mid:0\r\na=end-of-candidates\r\n"
+        kind = {"Content-Type": "application/trickle-ice-sdpfrag"}
+        return await server.http.patch(answer.headers["location"], content=content, headers=kind | headers)
+
+    assert (await patch(user[1])).status_code == 204
+    check_problem(await patch("another"), 428, "precondition_required")
+    check_problem(await patch(user[1], **{"If-Match": '"stale"'}), 412, "precondition_failed")

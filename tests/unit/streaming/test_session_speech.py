@@ -241,6 +241,71 @@ async def test_postures_are_states_and_reach_the_model():
             room.session.set_posture("dancing")
 
 
+async def test_the_users_voice_makes_a_pushed_session_listen():
+    async with Room(block_s=0.1, mode="push") as room:
+        await room.until(1.0)
+        await room.speak(babble(2.0))
+        listening = [request.posture for request in room.engine.requests if request.posture != "idle"]
+        assert len(listening) >= 3 and set(listening) == {"listening"}
+        await room.speak(np.zeros(32_000, np.float32))
+        assert room.engine.requests[-1].posture == "idle"
+        assert [event.data["state"] for event in room.told("state")] == ["listening", "idle"]
+
+
+async def test_every_posture_looks_different():
+    seen = {}
+    for posture in ("idle", "listening", "thinking"):
+        async with Room(block_s=0.1, mode="push") as room:
+            room.session.set_posture(posture)
+            await room.until(3.0)
+            seen[posture] = next(picture.image for picture in room.pictures if picture.frame == 40)
+    assert all((seen[a] != seen[b]).any() for a, b in (("idle", "listening"), ("idle", "thinking")))
+    assert (seen["listening"] != seen["thinking"]).any()
+
+
+async def test_an_idle_prompt_holds_where_nobody_speaks():
+    async with Room(block_s=0.1, mode="push") as room:
+        await room.until(1.0)
+        room.session.set_prompt("happy")
+        planned = room.session.set_idle_prompt("sad")
+        await room.run(1.0)
+        changes = room.told("prompt_applied")
+        assert [change.data["block"] for change in changes] == [planned.block]
+        assert room.engine._tenants["s"].spec.prompt == "sad"
+        room.session.set_prompt("joy")
+        await room.run(1.0)
+        assert len(room.told("prompt_applied")) == 1, "the prompt waits for speech"
+        name = room.session.begin_segment()
+        room.session.push_pcm(babble(1.0), 16_000, name)
+        room.session.end_segment(name)
+        await room.run(0.6)
+        assert room.engine._tenants["s"].spec.prompt == "joy"
+        await room.run(3.0)
+        assert room.engine._tenants["s"].spec.prompt == "sad"
+        assert len(room.told("prompt_applied")) == 3
+        room.session.set_idle_prompt(None)
+        await room.run(1.0)
+        assert room.engine._tenants["s"].spec.prompt == "joy"
+
+
+async def test_a_change_shows_neither_a_held_nor_a_black_picture():
+    async with Room(block_s=0.1, image=PORTRAIT) as room:
+        await room.until(1.0)
+        since = len(room.pictures)
+        for shade, prompt in ((200, "happy"), (90, "sad"), (128, "joy")):
+            room.session.set_prompt(prompt)
+            room.session.set_avatar(np.full((80, 80, 3), shade, np.uint8), f"shade {shade}")
+            await room.run(1.5)
+        shown = room.pictures[since:]
+        assert [picture.frame for picture in shown] == list(range(shown[0].frame, shown[0].frame + len(shown)))
+        assert all(picture.is_fresh and picture.image[2, 2, 0] >= 90 for picture in shown)
+        for applied in room.told("avatar_applied"):
+            corner = {picture.frame: int(picture.image[2, 2, 0]) for picture in shown}
+            assert f"shade {corner[applied.data['frame']]}" == applied.data["avatar"]
+            assert corner[applied.data["frame"] - 1] != corner[applied.data["frame"]]
+        assert len(room.told("avatar_applied")) == len(room.told("prompt_applied")) == 3
+
+
 @pytest.mark.parametrize("block_s", [0.1, 0.2, 0.3])
 async def test_after_an_interrupt_the_mouth_rests_within_a_block_and_150_ms(block_s):
     rests, silences = [], []

@@ -1,4 +1,4 @@
-"""Our decoder against the library's over the same weights, and what a call may and may not change."""
+"""Our encoder and decoder against the library's over the same weights, and what a call may and may not change."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from model.component_config import WanVAEConfig
 from model.random_weights import fill_random
 from model.vae_kernels import add_norm_silu
 from model.wan_decoder import WanDecoder
+from model.wan_vae import WanVAE
 
 CFG = WanVAEConfig(base_width=4, width_multipliers=(1, 2, 2, 2))
 
@@ -45,6 +46,25 @@ def test_a_call_leaves_its_slots_alone_and_their_shapes_are_fixed(pair):
     _, much_later = ours(latents, after, is_first=False)
     assert [s.shape for s in after] == [s.shape for s in much_later] == [s.shape for s in later]
     assert all(s.untyped_storage().nbytes() == s.nbytes for s in after), "a slot must not hold a whole buffer"
+
+
+@torch.inference_mode()
+def test_same_weights_same_latents():
+    library = AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 2, 2, 2], num_res_blocks=2).eval()
+    fill_random(library, 1)
+    ours = WanVAE(CFG).eval()
+    ours.load_state_dict(library.state_dict())
+    torch.manual_seed(0)
+    video = torch.rand(2, 3, 17, 16, 24) * 2 - 1
+    mean, std = (torch.tensor(v)[:, None, None, None] for v in (CFG.latents_mean, CFG.latents_std))
+    wanted = (library.encode(video).latent_dist.mode() - mean) / std
+    start, memory = ours.encode(video[:, :, :5])
+    before = [slot.clone() for slot in memory.slots]
+    rest, after = ours.encode(video[:, :, 5:], memory)
+    torch.testing.assert_close(torch.cat([start, rest], 2), wanted, atol=2e-6, rtol=0)
+    assert all(torch.equal(slot, kept) for slot, kept in zip(memory.slots, before, strict=True))
+    assert [slot.shape for slot in after.slots] == [slot.shape for slot in memory.slots]
+    assert all(slot.untyped_storage().nbytes() == slot.nbytes for slot in after.slots)
 
 
 @pytest.mark.parametrize("with_delta", [False, True])
