@@ -23,9 +23,17 @@ help:
 serve: $(VENV)/.installed
 	$(BIN)/avatarcast serve $(ARGS)
 
+# First what may share the machine, on all cores; then what needs it to itself, one after the other. Both always run.
 test: system-packages $(VENV)/.installed-test
 	mkdir -p artifacts
+ifneq ($(strip $(ARGS)),)
 	$(BIN)/python -m pytest $(ARGS)
+else
+	@status=0; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m 'not alone and not gpu and not soak' || status=$$?; \
+	$(BIN)/python -m pytest -m 'alone and not gpu and not soak' || status=$$?; \
+	exit $$status
+endif
 
 soak: system-packages $(VENV)/.installed-test
 	mkdir -p artifacts
