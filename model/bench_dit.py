@@ -31,7 +31,6 @@ from model.bench_timing import (
     name_of,
     print_result,
     quantile,
-    release,
     size_of,
     this_device,
 )
@@ -40,6 +39,7 @@ from model.component_config import WanVAEConfig
 from model.config import DiTConfig, SamplerConfig, StreamConfig
 from model.denoiser import Denoiser, StreamState
 from model.dit import DiT
+from model.fast import release
 from model.fp8 import to_fp8_rows
 from model.random_weights import random_dit
 

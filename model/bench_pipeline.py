@@ -14,9 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from model.bench_timing import Timer, quantile, release
+from model.bench_timing import Timer, quantile
 from model.bench_vae import DecodedStream, random_wan_decoder
 from model.component_config import WanVAEConfig
+from model.fast import release
 from model.pictures import HostPictures, to_pixels
 
 PICTURES = 12

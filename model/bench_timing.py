@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import statistics
 import time
@@ -68,13 +67,6 @@ class Timer:
 def quantile(values: list[float], share: float) -> float:
     """The value that `share` of all do not exceed."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
-def release() -> None:
-    """Give unused memory back to the device."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def kernels_ms(work: Callable[[], object], device: torch.device, per: int = 1, rows: int = 25) -> dict[str, float]:

@@ -25,11 +25,11 @@ from model.bench_timing import (
     name_of,
     print_result,
     quantile,
-    release,
     size_of,
     this_device,
 )
 from model.component_config import WanVAEConfig
+from model.fast import release
 from model.pictures import HostPictures, to_pixels
 from model.random_weights import fill_random
 from model.wan_decoder import WanDecoder, for_gpu

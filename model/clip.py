@@ -22,10 +22,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from model.config import RunConfig
 from model.errors import PortraitError, UnsupportedError, exit_code_of
 from model.geometry import SAMPLE_RATE_HZ
+from model.gpus import installed_gpus
 from model.interface import BlockRequest, SessionSpec
+from model.memory import GB
+from model.parallel import ParallelConfig
+from model.planner import choose
 from model.portrait import decode_image
+from model.setting import setting_of
 
 _SESSION = "clip"
 _LOOK_S = 0.02
@@ -112,6 +118,8 @@ def make_clip(
 
     from model.generator import load_model
 
+    check_fit(run)
+
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with HostMemory() as host:
@@ -151,6 +159,26 @@ def make_clip(
         "gpu_peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 3) if on_gpu else 0.0,
         "profile": model.info.profile,
     }
+
+
+def check_fit(run: Mapping[str, Any]) -> None:
+    """Refuse what the first GPU cannot hold, before anything is loaded; a processor is not looked at.
+
+    Raises:
+        UnsupportedError: by how much it misses and what would help, or a setting is wrong.
+    """
+    if run.get("device", "auto") == "cpu" or not (cards := installed_gpus()):
+        return
+    try:
+        wanted = RunConfig.from_dict(dict(run))
+        index = int(wanted.device.partition(":")[2] or 0)
+        weights, kv = ("bf16" if name == "auto" else name for name in (wanted.weights_dtype, wanted.kv_dtype))
+        outcome = choose(setting_of(wanted), cards[index:][:1] or cards[:1], ParallelConfig(plan="single"), weights, kv)
+    except ValueError as error:
+        raise UnsupportedError(str(error)) from error
+    if outcome.chosen is None:
+        miss = outcome.misses[0]
+        raise UnsupportedError(f"the model lacks {miss.by / GB:.1f} GB on {cards[0].name}; remedy: {miss.remedy}")
 
 
 def settings(words: list[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Applied from outside: `speed_up` changes a loaded `DiT` in place, and whoever calls it (denoiser, generator, benchmarks)
 notices nothing but the time. Three things happen. Queries, keys and values of self-attention come out of one product.
-Linear layers go to fp8 on request. And `forward` is replaced by `CompiledPass`, which compiles a block's two halves
+Linear layers go to fp8 on request. And `through` is replaced by `CompiledPass`, which compiles a block's two halves
 around self-attention and its audio injection once each, all blocks sharing the code: norm and modulation; query/key
 norm, rotation and the write into the ring; gate, residual, the next norm; in fp8 with kernels of our own where a row is
 rounded (`model.fp8_block`). What a block's sound is prepared to is compiled too. Self-attention itself stays a call of
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model import fp8_block
-from model.attention import Attention, attend
+from model.attention import Attention
 from model.audio_tokens import AudioCondition, AudioInjector
 from model.dit import Block, DiT, Modulation, StepModulation, TextKV
 from model.fp8 import Fp8Linear, quantise
@@ -93,6 +93,12 @@ def _project(
     return _rotate(q, cos, sin)
 
 
+def _project_apart(block: Block, x: Tensor, m: Modulation, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """First half of a block whose keys and values go to other devices first: rotated queries and keys, and values."""
+    q, k, v = fp8_block.queries_keys_values(block, x, m) if _is_fp8(block, m) else block.qkv(x, m)
+    return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+
+
 def _finish(block: Block, x: Tensor, attended: Tensor, m: Modulation, text: tuple[Tensor, Tensor]) -> Tensor:
     """Second half of a block: its output [B, F, S, D]."""
     half = fp8_block.finish if _is_fp8(block, m) else Block.finish
@@ -104,12 +110,13 @@ def _is_fp8(block: Block, m: Modulation) -> bool:
 
 
 class CompiledPass:
-    """`DiT.forward` in compiled parts; same arguments, same result up to rounding. Inference only."""
+    """`DiT.through` in compiled parts; same arguments, same result up to rounding. Inference only."""
 
     def __init__(self, dit: DiT, backend: str | None = "inductor") -> None:
         """
         Args:
-            dit: loaded, in its final dtype and place.
+            dit: loaded, in its final dtype and place; where its heads lie on several devices (`model.sequence`), it
+                was told so before.
             backend: of `torch.compile`; None runs the parts as they are.
         """
         self._dit = dit
@@ -117,6 +124,7 @@ class CompiledPass:
         if backend is not None:
             wrap = lambda f: torch.compile(f, backend=backend, dynamic=False, fullgraph=True)  # noqa: E731
         self._project, self._finish, self._hear = wrap(_project), wrap(_finish), wrap(AudioInjector.hear)
+        self._project_apart = wrap(_project_apart)
 
     def __call__(
         self,
@@ -124,27 +132,27 @@ class CompiledPass:
         step: StepModulation,
         text: TextKV,
         audio: AudioCondition,
-        pose: Tensor,
         by: Rotation,
         cache: RollingCache,
         only_remember: bool = False,
     ) -> Tensor:
-        """As `DiT.forward`."""
-        dit, noisy = self._dit, x
-        rows, last = x.shape[-2] // dit.cfg.patch, len(dit.blocks) - 1
+        """As `DiT.through`."""
+        dit, last = self._dit, len(self._dit.blocks) - 1
         cos, sin = _wide(by)
-        x = dit.patch_embedding(x) + pose
         with best_attention(x.device):
             for index, (block, m) in enumerate(zip(dit.blocks, step.blocks, strict=True)):
-                into_k, into_v, k, v = cache.views(index)[:4]
-                q = self._project(block, x, m, cos, sin, into_k, into_v)
+                if dit.is_split:
+                    q, k, v = dit.remember(index, *self._project_apart(block, x, m, cos, sin), cache)
+                else:
+                    into_k, into_v, k, v = cache.views(index)[:4]
+                    q = self._project(block, x, m, cos, sin, into_k, into_v)
                 if only_remember and index == last:
-                    return noisy
-                x = self._finish(block, x, attend(q, k, v), m, text[index])
+                    return x
+                x = self._finish(block, x, dit.attend(q, k, v), m, text[index])
                 heard = dit.injector_of(index)
                 if heard is not None:
                     x = self._hear(dit.audio_injector.injector[heard], x, audio.injections[heard], audio.mask)
-        return dit.head(x, step.head_scale, step.head_shift, rows)
+        return x
 
 
 def speed_up(dit: DiT, *, fp8: bool = False, backend: str | None = "inductor") -> None:
@@ -161,6 +169,6 @@ def speed_up(dit: DiT, *, fp8: bool = False, backend: str | None = "inductor") -
         block.ffn[1] = SigmoidGELU()
     if fp8:
         quantise(dit)
-    dit.forward = CompiledPass(dit, backend)
+    dit.through = CompiledPass(dit, backend)
     if backend is not None:
         dit.audio_condition = torch.compile(dit.audio_condition, backend=backend, dynamic=False)

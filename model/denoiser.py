@@ -4,24 +4,29 @@ This is all there is to the published pipelines' core loop; one process, several
 only in who calls it. A block runs one pass per noise level against that level's ring; with `history: clean` all levels
 share a ring, and one more pass at nearly no noise writes what later blocks remember.
 
+A stage of a plan runs some of the passes, or all of them through some of the layers, and blocks overlap there: one
+enters its first step while the one before is in its last. So a block keeps what it is conditioned on (`BlockRun`), and
+a ring takes a changed condition over when the first block comes that knows it.
+
 Letters: B batch, F latent frames per block, h and w latent rows and columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from model.audio_tokens import AudioCondition
 from model.config import StreamConfig
-from model.dit import DiT, StepModulation, TextKV
+from model.dit import DiT, TextKV
 from model.kv_cache import ConditionCache, RollingCache
+from model.relay import WHOLE, Relay
 from model.rope import Rotation
 from model.sampler import timestep
-from model.solvers import solver_maker
+from model.solvers import Solver, solver_maker
 from model.state import State
 
 Observer = Callable[[int, Tensor, Tensor], None]
@@ -45,9 +50,39 @@ class StreamState(State):
     first_latent: Tensor | None = None
     """[B, in_dim, 1, h, w] the first latent frame generated since the start."""
     num_blocks: int = 0
-    """Blocks generated since the start."""
+    """Blocks begun since the start."""
+    version: int = 0
+    """Counts the changes of `condition`."""
     negative: StreamState | None = None
     """With guidance, the same stream as it is heard without prompt and sound: own condition, own rings."""
+
+
+@dataclass(slots=True)
+class _Hearing:
+    """What one pass of a block is conditioned on: prompt, portrait, sound, as they were when the block began."""
+
+    state: StreamState
+    text: TextKV
+    condition: ConditionCache
+    version: int
+    audio: AudioCondition
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    """Rotated reference keys by distance."""
+
+
+@dataclass(slots=True)
+class BlockRun:
+    """One block between its steps."""
+
+    index: int
+    x: Tensor
+    """[B, in_dim, F, h, w] latents as far as this share knows them."""
+    pose: Tensor
+    by: Rotation
+    distance: int | Sequence[int]
+    solver: Solver
+    hearings: list[_Hearing]
+    """One, with guidance a second one without prompt and sound."""
 
 
 class Denoiser:
@@ -63,6 +98,7 @@ class Denoiser:
         kv_dtype: torch.dtype | None = None,
         solver: str = "euler",
         guidance: float = 0.0,
+        relay: Relay = WHOLE,
     ) -> None:
         """
         Args:
@@ -73,21 +109,27 @@ class Denoiser:
             kv_dtype: of the rings' keys and values; None takes the transformer's.
             solver: one of `sampling.SOLVERS`.
             guidance: above 1, every pass runs a second time and the velocity is `v_null + guidance (v - v_null)`.
+            relay: which steps and layers are here, and where the others are.
         """
+        self._relay = relay
         self.guidance = guidance if guidance > 1 else None
         self._solver = solver_maker(solver, sigmas)
         self.dit, self.stream, self._kv_dtype = dit, stream, kv_dtype
         self.height, self.width = latent_height, latent_width
-        device = dit.head.head.weight.device
-        modulation = lambda sigma: dit.step_modulation(timestep(sigma).to(device))  # noqa: E731
+        modulation = lambda sigma: dit.step_modulation(timestep(sigma).to(dit.device))  # noqa: E731
         self.sigmas = tuple(sigmas)
         self.steps = [modulation(sigma) for sigma in sigmas]
         self._clean = modulation(stream.clean_sigma) if stream.history == "clean" else None
 
     @property
+    def num_steps(self) -> int:
+        """Steps of a block; with `history: clean` the pass that only remembers is one more."""
+        return len(self.steps) + (self._clean is not None)
+
+    @property
     def num_passes(self) -> int:
         """Passes of the transformer per block."""
-        return (len(self.steps) + (self._clean is not None)) * (1 if self.guidance is None else 2)
+        return self.num_steps * (1 if self.guidance is None else 2)
 
     @property
     def num_rings(self) -> int:
@@ -104,13 +146,17 @@ class Denoiser:
         return state
 
     def _start(self, text: TextKV, reference: Tensor, motion: Tensor | None) -> StreamState:
-        condition = self.dit.prefill(reference, text, motion, self.stream.sink_time)
+        condition = self._prefill(reference, text, motion)
         tokens = self.stream.frames_per_block * condition.num_reference
+        first, last = self._relay.first_step, min(self._relay.last_step, len(self.steps) - 1)
         rings = [
             RollingCache.allocate(condition, self.stream.ring_blocks, tokens, self.stream.evict, self._kv_dtype)
-            for _ in range(1 if self._clean is not None else len(self.steps))
+            for _ in range(1 if self._clean is not None else last - first + 1)
         ]
         return StreamState(text=text, reference=reference, motion=motion, condition=condition, rings=rings)
+
+    def _prefill(self, reference: Tensor, text: TextKV, motion: Tensor | None) -> ConditionCache:
+        return self.dit.prefill(reference, text, motion, self.stream.sink_time, self._relay)
 
     def recondition(
         self,
@@ -119,13 +165,12 @@ class Denoiser:
         reference: Tensor | None = None,
         motion: Tensor | None = None,
     ) -> None:
-        """Change prompt, reference or motion from the next block on; what is None stays, and so do the rings."""
+        """Change prompt, reference or motion from the next block on; what is None stays, and so do past blocks."""
         state.text = state.text if text is None else text
         state.reference = state.reference if reference is None else reference
         state.motion = state.motion if motion is None else motion
-        state.condition = self.dit.prefill(state.reference, state.text, state.motion, self.stream.sink_time)
-        for ring in state.rings:
-            ring.set_condition(state.condition)
+        state.condition = self._prefill(state.reference, state.text, state.motion)
+        state.version += 1
         if state.negative is not None:
             self.recondition(state.negative, reference=reference, motion=motion)
 
@@ -154,61 +199,98 @@ class Denoiser:
         Returns:
             Latents [B, out_dim, F, h, w].
         """
-        if self.stream.replace_sink and state.num_blocks == self.stream.ring_blocks:
+        if self.needs_new_sink(state.num_blocks):
             self.recondition(state, reference=state.first_latent)
+        run = self.begin(state, index, noise, audio, pose, distance, silence)
+        for i in range(self.num_steps):
+            self.step(run, i, observe)
+        if state.first_latent is None:
+            state.first_latent = run.x[:, :, :1].clone()
+        return run.x
+
+    def needs_new_sink(self, num_blocks: int) -> bool:
+        """Whether the block after `num_blocks` is the first that is conditioned on the stream's own first latent."""
+        return self.stream.replace_sink and num_blocks == self.stream.ring_blocks
+
+    def begin(
+        self,
+        state: StreamState,
+        index: int,
+        noise: Tensor,
+        audio: AudioCondition,
+        pose: Tensor,
+        distance: int | Sequence[int],
+        silence: AudioCondition | None = None,
+    ) -> BlockRun:
+        """Prepare a block for its steps; arguments as `block`'s. Blocks of a stream begin in order."""
         by = self.dit.block_rotation(index * self.stream.frames_per_block, noise.shape[2], self.height, self.width)
-        negative = state.negative
-        streams = [(state, audio)]
-        if negative is not None:
+        hearings = [_Hearing(state, state.text, state.condition, state.version, audio)]
+        other = state.negative
+        if other is not None:
             assert silence is not None, "guidance needs the condition of silence"
-            streams.append((negative, silence))
-        for stream, _ in streams:
-            self._begin(stream, index, distance)
-        x, solver = noise, self._solver()
-        for i, step in enumerate(self.steps):
-            velocities = [self._pass(stream, i, index, distance, x, step, sound, pose, by) for stream, sound in streams]
+            hearings.append(_Hearing(other, other.text, other.condition, other.version, silence))
+        state.num_blocks += 1
+        return BlockRun(index, noise, pose, by, distance, self._solver(), hearings)
+
+    def step(self, run: BlockRun, i: int, observe: Observer | None = None) -> None:
+        """Run step `i` of a block through the layers that are here.
+
+        Every ring sees the steps of a stream's blocks in the blocks' order; beyond that they may come in any order that
+        the latents allow.
+        """
+        relay, dit = self._relay, self.dit
+        x = hidden = run.x
+        if relay.enters:
+            x = hidden = relay.take_latents(i, run.x)
+        else:
+            shape = dit.hidden_shape(len(run.hearings) * len(x), x.shape[2], *x.shape[3:])
+            hidden = relay.take_hidden(shape, dit.head.head.weight)
+        passed = [
+            self._pass(run, i, hearing, x, hidden[n * len(x) : (n + 1) * len(x)])
+            for n, hearing in enumerate(run.hearings)
+        ]
+        if not relay.leaves:
+            relay.give_hidden(torch.cat(passed) if len(passed) > 1 else passed[0])
+        elif i < len(self.steps):
+            velocities = [dit.leave(each, self.steps[i], x.shape[3]) for each in passed]
             velocity = velocities[0]
-            if negative is not None:
+            if len(velocities) > 1:
                 velocity = velocities[1] + self.guidance * (velocity - velocities[1])
             if observe is not None:
                 observe(i, x, velocity)
-            x = solver.step(i, x, velocity)
-        for stream, sound in streams:
-            if self._clean is not None:
-                self.dit(x, self._clean, stream.text, sound, pose, by, stream.rings[0], only_remember=True)
-            for ring in stream.rings:
-                ring.advance()
-        if state.first_latent is None:
-            state.first_latent = x[:, :, :1].clone()
-        state.num_blocks += 1
-        return x
+            run.x = run.solver.step(i, x, velocity)
+            relay.give_latents(i, run.x)
 
-    def _pass(
-        self,
-        state: StreamState,
-        i: int,
-        index: int,
-        distance: int | Sequence[int],
-        x: Tensor,
-        step: StepModulation,
-        audio: AudioCondition,
-        pose: Tensor,
-        by: Rotation,
-    ) -> Tensor:
-        """Velocity of one stream at step `i`."""
-        ring = state.rings[i if self._clean is None else 0]
-        if self._clean is not None and not isinstance(distance, int):
-            ring.set_reference(self._reference_keys(state, index, distance[i]))
-        return self.dit(x, step, state.text, audio, pose, by, ring)
+    def _pass(self, run: BlockRun, i: int, hearing: _Hearing, x: Tensor, hidden: Tensor) -> Tensor:
+        """One stream's hidden states behind the layers that are here."""
+        ring = self._ring(run, i, hearing)
+        if self._relay.enters:
+            hidden = self.dit.enter(x, run.pose)
+        is_clean = i == len(self.steps)
+        step = self._clean if is_clean else self.steps[i]
+        ends = is_clean and self._relay.leaves
+        hidden = self.dit.through(hidden, step, hearing.text, hearing.audio, run.by, ring, ends)
+        if self._clean is None or is_clean:
+            ring.advance()
+        return hidden
 
-    def _begin(self, state: StreamState, index: int, distance: int | Sequence[int]) -> None:
-        """Open the block's slot in every ring and place the reference; equal distances share one rotation."""
-        distances = [distance] * len(state.rings) if isinstance(distance, int) else list(distance)
-        keys = {d: self._reference_keys(state, index, d) for d in set(distances[: len(state.rings)])}
-        for ring, d in zip(state.rings, distances, strict=False):
-            ring.begin(index)
-            ring.set_reference(keys[d])
+    def _ring(self, run: BlockRun, i: int, hearing: _Hearing) -> RollingCache:
+        """The step's ring, the block's slot open and the condition in place."""
+        is_shared = self._clean is not None
+        ring = hearing.state.rings[0 if is_shared else i - self._relay.first_step]
+        if ring.version != hearing.version:
+            ring.set_condition(hearing.condition)
+            ring.version = hearing.version
+        is_new = not is_shared or i == 0
+        if is_new:
+            ring.begin(run.index)
+        if is_new or (not isinstance(run.distance, int) and i < len(self.steps)):
+            distance = run.distance if isinstance(run.distance, int) else run.distance[i]
+            if distance not in hearing.keys:
+                hearing.keys[distance] = self._reference_keys(hearing.condition, run.index, distance)
+            ring.set_reference(hearing.keys[distance])
+        return ring
 
-    def _reference_keys(self, state: StreamState, index: int, distance: int) -> Tensor:
+    def _reference_keys(self, condition: ConditionCache, index: int, distance: int) -> Tensor:
         time = self.stream.reference_time(index * self.stream.frames_per_block, distance)
-        return state.condition.rotated_reference(self.dit.reference_rotation(time, self.height, self.width))
+        return condition.rotated_reference(self.dit.reference_rotation(time, self.height, self.width))

@@ -27,6 +27,7 @@ from model.attention import Attention, attend
 from model.audio_tokens import AudioCondition, AudioInjector, CausalAudioEncoder
 from model.config import MOTION_BUCKETS, DiTConfig
 from model.kv_cache import ConditionCache, RollingCache
+from model.relay import WHOLE, Relay
 from model.rope import Rotation, rotate
 
 TextKV = list[tuple[Tensor, Tensor]]
@@ -142,11 +143,18 @@ class Head(nn.Module):
             e = e[..., None, :]
         return 1 + scale + e, shift + e
 
-    def forward(self, x: Tensor, scale: Tensor, shift: Tensor, rows: int) -> Tensor:
-        """x [B, F, S, D] to velocity [B, out_dim, F, h, w] float32; channels are the fastest of a patch."""
-        y = self.head(modulate(x, scale, shift, self.eps)).float()
-        y = y.unflatten(-1, (self.patch, self.patch, self.channels)).unflatten(2, (rows, -1))
+    def project(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """x [B, F, S, D] to patches [B, F, S, patch patch out_dim]."""
+        return self.head(modulate(x, scale, shift, self.eps))
+
+    def unpatch(self, y: Tensor, rows: int) -> Tensor:
+        """Patches [B, F, S, patch patch out_dim] to [B, out_dim, F, h, w] float32; channels are the fastest."""
+        y = y.float().unflatten(-1, (self.patch, self.patch, self.channels)).unflatten(2, (rows, -1))
         return y.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor, rows: int) -> Tensor:
+        """x [B, F, S, D] to velocity [B, out_dim, F, h, w] float32."""
+        return self.unpatch(self.project(x, scale, shift), rows)
 
 
 class DiT(nn.Module):
@@ -169,6 +177,8 @@ class DiT(nn.Module):
             self.frame_packer = FramePacker(cfg)
         self.casual_audio_encoder = CausalAudioEncoder(cfg)
         self.audio_injector = AudioInjector(cfg)
+        self.is_split = False
+        """Whether tokens and heads lie on several devices; see `model.sequence`."""
         self._injector_of = {layer: index for index, layer in enumerate(cfg.audio_inject_layers)}
         self.init_weights()
 
@@ -181,6 +191,15 @@ class DiT(nn.Module):
             nn.init.normal_(injector.o.weight, std=0.005)
         nn.init.zeros_(self.head.head.weight)
         nn.init.zeros_(self.head.head.bias)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the residual stream."""
+        return self.head.head.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.head.weight.device
 
     # What is prepared once per prompt, step or block.
 
@@ -213,8 +232,7 @@ class DiT(nn.Module):
     def step_modulation(self, t: Tensor) -> StepModulation:
         """Modulations of a timestep: scalar t (all tokens alike, the fast path) or [B, F] (one per latent frame)."""
         e, e0 = self.time(t)
-        dtype = self.head.head.weight.dtype
-        cast = lambda parts: [p.to(dtype) for p in parts]  # noqa: E731
+        cast = lambda parts: [p.to(self.dtype) for p in parts]  # noqa: E731
         blocks = [Modulation(*cast(block.modulation_at(e0))) for block in self.blocks]
         return StepModulation(blocks, *cast(self.head.modulation_at(e)))
 
@@ -258,8 +276,7 @@ class DiT(nn.Module):
         return height // self.cfg.patch, width // self.cfg.patch
 
     def _rotation(self, positions: np.ndarray) -> Rotation:
-        device = self.head.head.weight.device
-        return rope.rotation_of(positions, self.cfg.head_dim, device, self.cfg.rope_tables == "rounded")
+        return rope.rotation_of(positions, self.cfg.head_dim, self.device, self.cfg.rope_tables == "rounded")
 
     # The two passes.
 
@@ -273,25 +290,43 @@ class DiT(nn.Module):
             tokens = torch.cat([tokens, self.frame_packer(motion)[:, None] + mask[2]], 2)
         return tokens
 
-    def condition_pass(self, x: Tensor, by: Rotation, text: TextKV) -> list[tuple[Tensor, Tensor]]:
-        """Run condition tokens [B, 1, C, D] at timestep 0; per layer unrotated keys and values [B, C, N, d]."""
+    def condition_pass(
+        self, x: Tensor, by: Rotation, text: TextKV, ends: bool = True
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Run condition tokens [B, 1, C, D] at timestep 0.
+
+        Args:
+            x, by, text: tokens, their rotation, the prompt's keys and values.
+            ends: whether nothing lies behind the last block, whose second half is then left out.
+
+        Returns:
+            Per layer unrotated keys and values [B, C, N, d], and the tokens behind the last block that was finished.
+        """
         step = self.step_modulation(torch.zeros((), device=x.device))
         kept = []
         for index, (block, m) in enumerate(zip(self.blocks, step.blocks, strict=True)):
             q, k, v = block.qkv(x, m)
             kept.append((k, v))
-            if index + 1 < len(self.blocks):
+            if index + 1 < len(self.blocks) or not ends:
                 x = block.finish(x, attend(rotate(q, by), rotate(k, by), v), m, text[index])
-        return kept
+        return kept, x
 
-    def prefill(self, reference: Tensor, text: TextKV, motion: Tensor | None = None, time: int = 30) -> ConditionCache:
-        """Make the condition cache.
+    def prefill(
+        self,
+        reference: Tensor,
+        text: TextKV,
+        motion: Tensor | None = None,
+        time: int = 30,
+        relay: Relay = WHOLE,
+    ) -> ConditionCache:
+        """Make the condition cache of the layers that are here.
 
         Args:
             reference: [B, in_dim, 1, h, w] latent of the portrait.
             text: as `text_kv` gives it.
             motion: [B, in_dim, any, h, w] past latents, oldest first; only with frame packing.
             time: time position of the reference during this pass.
+            relay: where the layers before and behind are.
         """
         height, width = reference.shape[-2:]
         rows, columns = self._grid(height, width)
@@ -300,8 +335,14 @@ class DiT(nn.Module):
         if self.cfg.enable_framepack:
             positions.append(rope.motion_positions(height, width, self.cfg.patch))
             behind = self._rotation(positions[1])
-        by = self._rotation(np.concatenate(positions))
-        kept = self.condition_pass(self.condition_tokens(reference, motion), by, text)
+        every = np.concatenate(positions)
+        if relay.enters:
+            tokens = self.condition_tokens(reference, motion)
+        else:
+            tokens = relay.take_hidden((len(reference), 1, len(every), self.cfg.dim), self.head.head.weight)
+        kept, tokens = self.condition_pass(tokens, self._rotation(every), text, relay.leaves)
+        if not relay.leaves:
+            relay.give_hidden(tokens)
         k, v = (torch.stack(parts) for parts in zip(*kept, strict=True))
         return ConditionCache(k=k, v=v, motion=behind, num_reference=rows * columns)
 
@@ -331,17 +372,59 @@ class DiT(nn.Module):
         Returns:
             [B, out_dim, F, h, w] float32; with `only_remember` x itself.
         """
-        noisy, last = x, len(self.blocks) - 1
-        rows = x.shape[-2] // self.cfg.patch
-        x = self.patch_embedding(x) + pose
+        hidden = self.through(self.enter(x, pose), step, text, audio, by, cache, only_remember)
+        return x if only_remember else self.leave(hidden, step, x.shape[-2])
+
+    # `forward` in three, for plans that lay them apart.
+
+    def hidden_shape(self, batch: int, frames: int, height: int, width: int) -> tuple[int, ...]:
+        """Shape of the residual stream of a block: B, F, S, D."""
+        rows, columns = self._grid(height, width)
+        return batch, frames, rows * columns, self.cfg.dim
+
+    def enter(self, x: Tensor, pose: Tensor) -> Tensor:
+        """Noisy latents [B, in_dim, F, h, w] to the residual stream [B, F, S, D]."""
+        return self.patch_embedding(x) + pose
+
+    def through(
+        self,
+        x: Tensor,
+        step: StepModulation,
+        text: TextKV,
+        audio: AudioCondition,
+        by: Rotation,
+        cache: RollingCache,
+        only_remember: bool = False,
+    ) -> Tensor:
+        """The residual stream [B, F, S, D] through all blocks; arguments as `forward`'s."""
+        last = len(self.blocks) - 1
         for index, (block, m) in enumerate(zip(self.blocks, step.blocks, strict=True)):
             q, k, v = block.qkv(x, m)
-            k, v = cache.update(index, rotate(k, by), v)
+            q, k, v = self.remember(index, rotate(q, by), rotate(k, by), v, cache)
             if only_remember and index == last:
-                return noisy
-            x = block.finish(x, attend(rotate(q, by), k, v), m, text[index])
+                return x
+            x = block.finish(x, self.attend(q, k, v), m, text[index])
             x = self.inject(index, x, audio)
-        return self.head(x, step.head_scale, step.head_shift, rows)
+        return x
+
+    def remember(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, cache: RollingCache
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Write rotated keys and values [B, L, N, d] into the ring.
+
+        Returns:
+            What `attend` takes: the queries, and all keys and values that they see.
+        """
+        return q, *cache.update(layer, k, v)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries [B, L, N, d] over keys and values [B, K, N, d] to [B, L, D]."""
+        return attend(q, k, v)
+
+    def leave(self, x: Tensor, step: StepModulation, latent_height: int) -> Tensor:
+        """The residual stream [B, F, S, D] to velocity [B, out_dim, F, h, w] float32."""
+        patches = self.head.project(x, step.head_scale, step.head_shift)
+        return self.head.unpatch(patches, latent_height // self.cfg.patch)
 
     def injector_of(self, layer: int) -> int | None:
         """Number of the injector behind block `layer`, None where there is none."""

@@ -4,6 +4,7 @@ ModelError
 |- CheckpointError      a file is missing, broken, or not what its config says
 |- PortraitError        the picture cannot serve as a portrait
 |- UnsupportedError     the machine or the build cannot do what the configuration asks
+|- LinkError            the processes of a plan cannot be joined, or one of them does not answer
 `- UnknownSessionError  a request names a session that is not open
 """
 
@@ -27,6 +28,10 @@ class PortraitError(ModelError):
 
 class UnsupportedError(ModelError):
     """Change the named setting; this machine cannot do what it asks."""
+
+
+class LinkError(ModelError):
+    """Start the group of processes again; the text names the one at fault and the remedy."""
 
 
 class UnknownSessionError(ModelError):

@@ -6,6 +6,8 @@ in the layout they read. On a processor none of this is done: `profile` times pl
 
 from __future__ import annotations
 
+import gc
+
 import torch
 from torch import nn
 
@@ -52,30 +54,47 @@ def kv_dtype_of(run: RunConfig) -> torch.dtype | None:
 
 
 def make_fast(
-    modules: dict[str, nn.Module], run: RunConfig, reasons: dict[str, str], backend: str | None = "inductor"
+    modules: dict[str, nn.Module],
+    run: RunConfig,
+    reasons: dict[str, str],
+    backend: str | None = "inductor",
+    is_final: bool = False,
 ) -> tuple[torch.dtype, torch.dtype]:
     """Change the transformer and the decoder in place for fast inference.
 
     Args:
-        modules: on their device.
+        modules: on their device; the transformer or the decoder may be missing.
         run: what the operator asked for; float32 leaves both modules plain.
         reasons: gets one sentence for each of the two.
         backend: of `torch.compile`; None leaves out the compiler.
+        is_final: whether the transformer is in its fast form already.
 
     Returns:
         Precision of the transformer and of the decoder.
     """
-    dit, vae = modules["dit"], modules["vae"]
+    dit, vae = modules.get("dit"), modules.get("vae")
+    dit = None if is_final else dit
     if run.dtype == "float32":
-        dit.float()
+        if dit is not None:
+            dit.float()
         reasons["dit_dtype"] = reasons["vae_dtype"] = "float32 as configured"
         return torch.float32, torch.float32
-    is_fp8 = run.weights_dtype == "fp8" or any(isinstance(module, Fp8Linear) for module in dit.modules())
-    speed_up(dit.bfloat16(), fp8=is_fp8, backend=backend)
-    vae.decoder.to(torch.bfloat16)
-    if isinstance(vae, WanVAE):
-        for_gpu(vae)
+    is_fp8 = run.weights_dtype == "fp8"
+    if dit is not None:
+        is_fp8 = is_fp8 or any(isinstance(module, Fp8Linear) for module in dit.modules())
+        speed_up(dit.bfloat16(), fp8=is_fp8, backend=backend)
+    if vae is not None:
+        vae.decoder.to(torch.bfloat16)
+        if isinstance(vae, WanVAE):
+            for_gpu(vae)
     layers = "linear layers in fp8, the rest in bfloat16" if is_fp8 else "bfloat16"
     reasons["dit_dtype"] = f"{layers}, compiled for the GPU"
     reasons["vae_dtype"] = "bfloat16 on the GPU"
     return torch.bfloat16, torch.bfloat16
+
+
+def release() -> None:
+    """Give the memory of tensors that nobody holds back to the devices."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from model.lora import target_modules
 from model.published import CONFIG, SPEECH, forged_config
 from model.published_keys import umt5_key, wan_vae_key, xlsr_key
 from model.released import INDEX, TEXT, TOKENIZER, VAE, assemble
+from model.share import PARTS, WHOLE_SHARE, Share
 from model.tensor_files import write_safetensors
 from model.weights import build_modules
 
@@ -71,37 +72,46 @@ def _distribution(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
     return 0.0, 1 / math.sqrt(fan_in)
 
 
-def shapes_of(config: ModelConfig) -> dict[str, Shapes]:
-    """Every parameter of a configuration by part, in the modules' names."""
+def shapes_of(config: ModelConfig, parts: Collection[str] = PARTS) -> dict[str, Shapes]:
+    """Every parameter of a configuration's parts, in the modules' names."""
     with torch.device("meta"):
-        modules = build_modules(config)
+        modules = build_modules(config, parts)
     shapes = {part: {k: tuple(v.shape) for k, v in module.state_dict().items()} for part, module in modules.items()}
-    shapes["text"].pop("encoder.embed_tokens.weight")  # a second name of the shared embedding
+    shapes.get("text", {}).pop("encoder.embed_tokens.weight", None)  # a second name of the shared embedding
     return shapes
 
 
 def random_modules(
-    size: str, *, seed: int = 0, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    size: str,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    share: Share = WHOLE_SHARE,
+    text_device: str | torch.device | None = None,
 ) -> tuple[ModelConfig, dict[str, nn.Module]]:
     """`random:mini` or `random:14b`: modules as `load_released` gives them, filled in place.
 
     Args:
         size: mini or 14b.
         seed: of all tensors.
-        device, dtype: as for `load_released`.
+        device, dtype, share, text_device: as for `load_released`.
 
     Raises:
         CheckpointError: the size is unknown.
     """
     config = forged_config(size)
-    shapes = shapes_of(config)
+    shapes = shapes_of(config, share.parts)
 
-    def tensors(part: str) -> Iterator[tuple[str, Tensor]]:
+    def tensors(part: str, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        place = device if part != "text" or text_device is None else text_device
         for name, shape in shapes[part].items():
-            yield name, random_tensor(f"{part}.{name}", shape, seed, _stored(part), device)
+            if name in wanted:
+                yield name, random_tensor(f"{part}.{name}", shape, seed, _stored(part), place)
 
-    modules = assemble(config, tensors, dtype)
-    modules["text"].tokenizer = _tokenizer()
+    modules = assemble(config, tensors, dtype, share)
+    if "text" in modules:
+        modules["text"].tokenizer = _tokenizer()
     return config, modules
 
 

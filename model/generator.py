@@ -9,7 +9,6 @@ a portrait starts fresh ones and a fresh VAE memory, so that the next picture sh
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -36,13 +35,14 @@ from model.interface import (
     check_window,
 )
 from model.motion import PARAMETERS, MotionController, MotionSizes
-from model.pictures import to_pictures
+from model.offload import load_offloaded
+from model.parallel import Plan
 from model.portrait import fit_portrait, fit_short_side
 from model.pose_video import PoseVideo
 from model.profile import Profile, choose_profile
 from model.sampler import NoiseSource
 from model.sampling import SamplingChoice
-from model.seams import soften_seam
+from model.screen import Screen, ScreenState
 from model.solvers import with_choices
 from model.speakers import speaker_weights
 from model.stage_clock import StageClock
@@ -72,8 +72,8 @@ class Session:
     """Everything one stream carries."""
 
     stream: StreamState
-    vae: Any
-    """The decoder's memory, of the VAE's own kind."""
+    screen: ScreenState
+    """The decoder's memory."""
     levels: list[Any]
     """What the speech encoder carries of every speaker, of its own kind."""
     columns: Tensor | None
@@ -86,8 +86,6 @@ class Session:
     motion: MotionController | None
     pose: PoseVideo | None
     last_block: int
-    last_picture: Tensor | None = None
-    """[1, 3, 1, H, W] float32, what the next block leads in from."""
     pending: list[tuple[int, TextKV | None, Portrait | None]] = field(default_factory=list)
     """Announced changes: block, prompt, portrait."""
 
@@ -102,6 +100,7 @@ class Generator:
         profile: Profile,
         noise: Literal["block", "clip"] = "block",
         sampling: SamplingChoice | None = None,
+        denoiser: Denoiser | None = None,
     ) -> None:
         """
         Args:
@@ -110,10 +109,11 @@ class Generator:
             profile: as `choose_profile` gives it, or `Profile.untimed`.
             noise: `block` for live streams, `clip` to draw noise as the published pipelines do.
             sampling: solver and guidance; None takes Euler without guidance.
+            denoiser: of a rank that leads others (`model.leader`), where the VAE may be elsewhere.
         """
         sampling = sampling or SamplingChoice()
         self.config, self.profile, self.geometry = config, profile, config.geometry
-        self.dit, self.vae, self.audio, self.text = (modules[part] for part in ("dit", "vae", "audio", "text"))
+        self.dit, self.vae, self.audio, self.text = (modules.get(part) for part in ("dit", "vae", "audio", "text"))
         channels = len(PARAMETERS) * self.geometry.vae_stride_t
         if config.motion.enabled and config.dit.cond_dim != channels:
             raise CheckpointError(
@@ -124,9 +124,10 @@ class Generator:
         self._fit = fit_portrait if config.portrait_fit == "cover" else fit_short_side
         self._size = (self.geometry.latent_height, self.geometry.latent_width)
         self._frames = config.stream.frames_per_block
-        self._vae_dtype, self._device = profile.vae_dtype, self.dit.head.head.weight.device
+        self._device = self.dit.device
+        self._screen = Screen(self.vae, config.stream, profile.vae_dtype)
         with torch.inference_mode():
-            self.denoiser = Denoiser(
+            self.denoiser = denoiser or Denoiser(
                 self.dit,
                 config.stream,
                 profile.sigmas,
@@ -169,8 +170,8 @@ class Generator:
             samples, frames = self.geometry.samples_per_block, self.geometry.frames_per_block
             motion = MotionController(sizes, spec.seed, samples, frames)
         self._sessions[spec.session] = Session(
-            stream=self._start(text, portrait),
-            vae=portrait.still.state,
+            stream=self._start(text, portrait, weights),
+            screen=ScreenState(portrait.still.state),
             levels=[self.audio.listen(spec.first_block) for _ in range(spec.speakers)],
             columns=None if spec.sound is None else self._file_columns(spec.sound, spec.speakers),
             weights=weights,
@@ -236,12 +237,7 @@ class Generator:
             silence=session.silence,
         )
         clock.mark("dit")
-        video, session.vae = self.vae.decode(latents.to(self._vae_dtype), session.vae)
-        stream = self.config.stream
-        video, session.last_picture = soften_seam(
-            video.float(), session.last_picture, stream.seam_frames, stream.seam_threshold
-        )
-        frames = to_pictures(video)
+        frames = self._screen.show(latents, session.screen).wait()
         clock.mark("vae")
         session.last_block = request.block
         return BlockResult(
@@ -270,10 +266,10 @@ class Generator:
         text = next((t for _, t, _ in reversed(due) if t is not None), None)
         portrait = next((p for _, _, p in reversed(due) if p is not None), None)
         if portrait is not None:
-            session.stream = self._start(session.stream.text if text is None else text, portrait)
-            session.vae, session.last_picture = portrait.still.state, None
+            session.stream = self._start(session.stream.text if text is None else text, portrait, session.weights)
+            session.screen = ScreenState(portrait.still.state)
         elif text is not None:
-            self.denoiser.recondition(session.stream, text=text)
+            self._reprompt(session, text)
         return tuple(name for name, change in (("prompt", text), ("image", portrait)) if change is not None)
 
     def _columns(self, session: Session, request: BlockRequest) -> Tensor:
@@ -309,14 +305,17 @@ class Generator:
         return self.audio.file_features(wave, self.geometry.frames_per_block * self.geometry.blocks_per_clip)
 
     def _pose(self, session: Session, request: BlockRequest) -> Tensor:
+        return self.dit.pose(self._track(session, request), self._frames, *self._size)
+
+    def _track(self, session: Session, request: BlockRequest) -> Tensor | None:
+        """What the transformer's pose condition is made of; None for a zero pose."""
         if session.pose is not None:
-            return self.dit.pose(session.pose.block(request.block, request.pose), self._frames, *self._size)
+            return session.pose.block(request.block, request.pose)
         if session.motion is None:
-            return self.dit.pose(None, self._frames, *self._size)
+            return None
         heard = all_together(request.window)
         track = session.motion.block(request.block, heard, self.config.audio.left_samples, posture=request.posture)
-        track = torch.from_numpy(track)[None, :, :, None, None].to(self._device)
-        return self.dit.pose(track, self._frames, *self._size)
+        return torch.from_numpy(track)[None, :, :, None, None].to(self._device)
 
     # What a session is made of.
 
@@ -327,7 +326,7 @@ class Generator:
             raise UnknownSessionError(f"session {name} is not open; open it before sending blocks") from None
 
     def _prompt(self, prompt: str) -> TextKV:
-        return self.dit.text_kv(self.text.encode(prompt))
+        return self.dit.text_kv(self.text.encode(prompt).to(self._device))
 
     def _silence(self, speakers: int, weights: Tensor | None) -> AudioCondition | None:
         if self._negative is None:
@@ -346,21 +345,27 @@ class Generator:
 
     def _portrait(self, image: np.ndarray) -> Portrait:
         picture = self._fit(image, self.geometry.width, self.geometry.height)
-        wanted = torch.from_numpy(picture).to(self._device).permute(2, 0, 1)[None].float() / 127.5 - 1
-        still = self.vae.still(wanted)
-        error = (still.shown.float().clamp(-1, 1) - wanted).square().mean().item() / 4
-        return Portrait(picture=picture, still=still, psnr_db=-10 * math.log10(max(error, 1e-10)))
+        still, psnr_db = self._look_at(picture)
+        return Portrait(picture=picture, still=still, psnr_db=psnr_db)
 
-    def _start(self, text: TextKV, portrait: Portrait) -> StreamState:
+    def _look_at(self, picture: np.ndarray) -> tuple[Still, float]:
+        """What the VAE makes of a fitted picture, and how well it reproduces it in dB."""
+        return self._screen.look_at(picture, self._device)
+
+    def _reprompt(self, session: Session, text: TextKV) -> None:
+        self.denoiser.recondition(session.stream, text=text)
+
+    def _start(self, text: TextKV, portrait: Portrait, weights: Tensor | None) -> StreamState:
         past = portrait.still.past if self.config.dit.enable_framepack else None
         return self.denoiser.start(text, portrait.still.reference, past, self._negative)
 
 
-def load_model(run: RunConfig | Mapping[str, Any] | None = None) -> Generator:
-    """Read a checkpoint and choose how to run it on this machine.
+def load_model(run: RunConfig | Mapping[str, Any] | None = None, plan: Plan | None = None) -> Generator:
+    """Read a checkpoint and choose how to run it on this machine, in this process.
 
     Args:
         run: which checkpoint and how; plain values are taken as the fields of `RunConfig`.
+        plan: of one device; with `offload` the transformer's layers stay in host memory.
 
     Raises:
         CheckpointError: the file is missing, broken or does not fit.
@@ -369,7 +374,7 @@ def load_model(run: RunConfig | Mapping[str, Any] | None = None) -> Generator:
     try:
         if not isinstance(run, RunConfig):
             run = RunConfig.from_dict(dict(run or {}))
-        config, modules = load_weights(run)
+        config, modules = load_offloaded(run) if plan is not None and plan.kind == "offload" else load_weights(run)
         config = with_choices(config, modules, run)
         profile = choose_profile(config, modules, run)
     except ValueError as error:

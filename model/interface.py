@@ -63,6 +63,10 @@ class ModelInfo:
     """Seconds one block takes on this machine, measured at start-up (median)."""
     in_domain_psnr_db: float
     """A portrait whose reconstruction is worse than this is outside the checkpoint's domain."""
+    interval_s: float = 0.0
+    """Seconds between blocks where several are under way at once; 0: one is made after the other."""
+    depth: int = 1
+    """Blocks that may be under way at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

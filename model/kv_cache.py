@@ -60,6 +60,8 @@ class RollingCache(State):
     """Slot of the current block."""
     current: int = -1
     """Index of the current block."""
+    version: int = 0
+    """Which of its stream's conditions it holds; see `StreamState.version`."""
     _views: dict[tuple[int, int], list[tuple[Tensor, ...]]] = field(default_factory=dict, repr=False)
 
     @classmethod

@@ -18,12 +18,13 @@ def to_pixels(video: Tensor) -> Tensor:
 
 
 class HostPictures:
-    """Pictures on their way to main memory."""
+    """Pictures, or another tensor, on their way to main memory."""
 
     def __init__(self, pixels: Tensor) -> None:
         """
         Args:
-            pixels: [T, H, W, 3] uint8; the copy is queued behind what the device's current stream has to do.
+            pixels: [T, H, W, 3] uint8, not changed any more; the copy is queued behind what the device's current
+                stream has to do.
         """
         self._pixels, self._copied = pixels, None
         if pixels.is_cuda:
@@ -33,7 +34,7 @@ class HostPictures:
             self._copied.record()
 
     def wait(self) -> np.ndarray:
-        """[T, H, W, 3] uint8, once the copy is there."""
+        """[T, H, W, 3] uint8, or what was given, once the copy is there."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._pixels.numpy()

@@ -24,6 +24,7 @@ from model.config import ModelConfig, RunConfig
 from model.denoiser import Denoiser
 from model.fast import kv_dtype_of, make_fast
 from model.folded_decoder import fold
+from model.offload import is_streamed
 
 MAX_AUTO_THREADS = 4
 """More threads than this do not speed up pictures and layers of these sizes."""
@@ -149,8 +150,13 @@ class _Timed:
         window = torch.zeros(1, self.config.window.samples, device=self.device)
         self.stage_s["audio"] = time_of(lambda: audio.window_features(window, 0, audio.listen())).typical
         if self.device.type == "cuda":
-            self.dit_dtype, self.vae_dtype = make_fast(self.modules, self.run, self.reasons)
+            is_final = is_streamed(dit)
+            self.dit_dtype, self.vae_dtype = make_fast(self.modules, self.run, self.reasons, is_final=is_final)
             self.stage_s["pass"] = time_of(_time_pass(self.config, dit, self.kv_dtype)).typical
+        elif is_streamed(dit):
+            self.dit_dtype = dit.dtype
+            self.stage_s["pass"] = time_of(_time_pass(self.config, dit, self.kv_dtype)).typical
+            self.reasons["dit_dtype"] = "as loaded: layers that stream from the host are not converted"
         else:
             self.modules["dit"], self.dit_dtype, self.stage_s["pass"], self.reasons["dit_dtype"] = _faster(
                 dit, self.run.dtype, lambda module: _time_pass(self.config, module), "a pass"

@@ -26,6 +26,7 @@ from model.fp8 import Fp8Linear, Rounded, can_round
 from model.lora import AdapterPlan, merge_pair, plan_adapter
 from model.published import CONFIG, SPEECH, published, read_json
 from model.published_keys import umt5_key, umt5_sizes, wan_vae_key, wan_vae_sizes, xlsr_key
+from model.share import WHOLE_SHARE, Share
 from model.tensor_files import Entry, entries_of, reading
 from model.weights import build_modules
 
@@ -320,9 +321,14 @@ def plan_released(folder: str | Path, adapter: str | Path | None = None) -> Load
 
 
 def stored_tensors(
-    plan: LoadPlan, part: str, alpha: float, device: str | torch.device
+    plan: LoadPlan, part: str, alpha: float, device: str | torch.device, wanted: Collection[str] | None = None
 ) -> Iterator[tuple[str, Tensor | Rounded]]:
     """One part's parameters in file order, on the device, in the stored precision, the adapter merged.
+
+    Args:
+        plan, part: what and of what.
+        alpha, device: as for `load_released`.
+        wanted: names to read; None: all.
 
     Raises:
         CheckpointError: values are not finite.
@@ -332,6 +338,8 @@ def stored_tensors(
         for path, entries in by_file(plan.sources[part]).items():
             with reading(path) as value_of:
                 for name, source in entries:
+                    if wanted is not None and name not in wanted:
+                        continue
                     value = _owned(value_of(source.key), device)
                     if source.scale is not None:
                         scales = _owned(value_of(source.scale), device)
@@ -371,7 +379,9 @@ def load_released(
     alpha: float = ALPHA,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    share: Share = WHOLE_SHARE,
     keep_fp8: bool = False,
+    text_device: str | torch.device | None = None,
     cache: Path | None = None,
     cache_bytes: int = 0,
     defer_text: bool = False,
@@ -384,7 +394,9 @@ def load_released(
         alpha: its scale times its rank.
         device: where the modules live.
         dtype: of the transformer and the text encoder; the VAE and the speech encoder are float32.
+        share: parts and layers to read.
         keep_fp8: leave layers that are stored in fp8 as they are; otherwise they are widened to `dtype`.
+        text_device: where the text encoder lives; None: with the others.
         cache, cache_bytes: folder for encoded prompts and portraits and its bound; None keeps nothing.
         defer_text: read the prompt encoder when a prompt comes that is not on disk.
 
@@ -392,30 +404,37 @@ def load_released(
         CheckpointError: one sentence naming the file, and the key where one is at fault, before any weight is read.
     """
     plan = plan_released(folder, adapter)
-    tensors = lambda part: stored_tensors(plan, part, alpha, device)  # noqa: E731
-    modules = assemble(plan.config, tensors, dtype, keep_fp8, leave_out=("text",) if defer_text else ())
-    from model.umt5 import Thrift, load_tokenizer
+    places = {"text": text_device} if text_device is not None else {}
 
-    text, vae, device = modules["text"], modules["vae"], torch.device(device)
-    text.tokenizer = load_tokenizer(plan.folder / TOKENIZER)
+    def tensors(part: str, wanted: Collection[str] | None = None) -> Iterator[tuple[str, Tensor | Rounded]]:
+        return stored_tensors(plan, part, alpha, places.get(part, device), wanted)
+
+    modules = assemble(plan.config, tensors, dtype, share, keep_fp8, leave_out=("text",) if defer_text else ())
+    from model.umt5 import Thrift, load_tokenizer
 
     def cache_of(precision: torch.dtype, *names: str) -> DiskCache | None:
         if cache is None:
             return None
-        identity = f"{identity_of(*(plan.folder / name for name in names))} {precision} {device.type}"
+        identity = f"{identity_of(*(plan.folder / name for name in names))} {precision} {torch.device(device).type}"
         return DiskCache(cache, cache_bytes, identity)
 
-    fill = (lambda: fill_part("text", text, tensors("text"), dtype)) if defer_text else None
-    tokenizer = sorted(str(path.relative_to(plan.folder)) for path in (plan.folder / TOKENIZER).iterdir())
-    text.thrift = Thrift(cache=cache_of(dtype, TEXT, CONFIG, *tokenizer), device=device, fill=fill)
-    vae.cache = cache_of(torch.float32, VAE)
+    if "text" in modules:
+        text = modules["text"]
+        text.tokenizer = load_tokenizer(plan.folder / TOKENIZER)
+        fill = (lambda: fill_part("text", text, tensors("text"), dtype)) if defer_text else None
+        tokenizer = sorted(str(path.relative_to(plan.folder)) for path in (plan.folder / TOKENIZER).iterdir())
+        place_of_text = torch.device(places.get("text", device))
+        text.thrift = Thrift(cache=cache_of(dtype, TEXT, CONFIG, *tokenizer), device=place_of_text, fill=fill)
+    if "vae" in modules:
+        modules["vae"].cache = cache_of(torch.float32, VAE)
     return plan.config, modules
 
 
 def assemble(
     config: ModelConfig,
-    tensors: Callable[[str], Iterator[tuple[str, Tensor | Rounded]]],
+    tensors: Callable[[str, Collection[str]], Iterator[tuple[str, Tensor | Rounded]]],
     dtype: torch.dtype,
+    share: Share = WHOLE_SHARE,
     keep_fp8: bool = False,
     leave_out: Collection[str] = (),
 ) -> dict[str, nn.Module]:
@@ -423,15 +442,17 @@ def assemble(
 
     Args:
         config: what to build.
-        tensors: a part's parameters by name, on their device; names of one shared tensor may repeat it.
-        dtype, keep_fp8: as for `load_released`.
+        tensors: those of a part's parameters that are named, on their device; names of one shared tensor may repeat it.
+        dtype, share, keep_fp8: as for `load_released`.
         leave_out: parts that stay without memory, for `fill_part`.
     """
     with torch.device("meta"):
-        modules = build_modules(config)
+        modules = build_modules(share.config(config), share.parts)
     for part, module in modules.items():
         if part not in leave_out:
-            fill_part(part, module, tensors(part), dtype, keep_fp8)
+            names = share.names(part, module.state_dict(), config.dit)
+            own = ((names[name], value) for name, value in tensors(part, names))
+            fill_part(part, module, own, dtype, keep_fp8)
     return modules
 
 

@@ -96,7 +96,7 @@ def _scheduler(name: str, sigmas: Sequence[float]) -> Any:
 
 
 def with_choices(config: ModelConfig, modules: dict[str, nn.Module], run: RunConfig) -> ModelConfig:
-    """A checkpoint's configuration with what the operator chose; the speech encoder follows the picture rate.
+    """A checkpoint's configuration with what the operator chose; those of its modules that are here follow.
 
     Raises:
         ValueError: a choice does not fit the checkpoint.
@@ -116,10 +116,12 @@ def with_choices(config: ModelConfig, modules: dict[str, nn.Module], run: RunCon
                 f"reference is {run.reference!r}, but a still portrait has one latent in {config.name}; use auto"
             )
         config = replace(config, vae=replace(config.vae, reference_latent=run.reference))
-        modules["vae"].cfg = config.vae
+        if "vae" in modules:
+            modules["vae"].cfg = config.vae
     if run.fps not in (0, config.fps):
         if not isinstance(config.audio, XLSRAudioConfig):
             raise ValueError(f"fps is {run.fps}, but checkpoint {config.name} learned {config.fps}; use {config.fps}")
         config = replace(config, fps=run.fps)
-        modules["audio"].fps, modules["audio"].window = config.fps, config.window
+        if "audio" in modules:
+            modules["audio"].fps, modules["audio"].window = config.fps, config.window
     return config

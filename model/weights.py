@@ -23,27 +23,26 @@ from model.config import ModelConfig, RunConfig
 from model.disk_cache import cache_folder
 from model.errors import CheckpointError
 from model.fast import can_fp8, device_of
-from model.published import RANDOM
+from model.published import RANDOM, early_config
+from model.share import PARTS, WHOLE_SHARE, Share
 
 FORMAT = "avatarcast-1"
-PARTS = ("dit", "vae", "audio", "text")
 _SCALE = ".scale"
 
 
-def build_modules(config: ModelConfig) -> dict[str, nn.Module]:
+def build_modules(config: ModelConfig, parts: Collection[str] = PARTS) -> dict[str, nn.Module]:
     """Untrained modules of a configuration, one per part, by the `kind` of each.
 
     Works under `torch.device("meta")` for the published kinds: they hold no buffers but what the files carry.
     """
+    makers = {"dit": _dit, "vae": _vae, "audio": _audio, "text": _text}
+    return {part: makers[part](config).eval().requires_grad_(False) for part in PARTS if part in parts}
+
+
+def _dit(config: ModelConfig) -> nn.Module:
     from model.dit import DiT
 
-    modules = {
-        "dit": DiT(config.dit),
-        "vae": _vae(config),
-        "audio": _audio(config),
-        "text": _text(config),
-    }
-    return {part: modules[part].eval().requires_grad_(False) for part in PARTS}
+    return DiT(config.dit)
 
 
 def _vae(config: ModelConfig) -> nn.Module:
@@ -142,17 +141,25 @@ def checkpoint_path(name: str) -> Path:
     return packaged if is_bare and (packaged.is_file() or not Path(name).is_dir()) else Path(name).expanduser()
 
 
-def load_weights(run: RunConfig) -> tuple[ModelConfig, dict[str, nn.Module]]:
+def load_weights(run: RunConfig, share: Share = WHOLE_SHARE) -> tuple[ModelConfig, dict[str, nn.Module]]:
     """Modules of whatever `run.checkpoint` names: a file of this program, a released folder, or random weights.
 
     They come on the device that `run` names. There the large ones are bfloat16 from the start unless float32 was asked
     for; on a processor float32, so that timing can choose.
+
+    Args:
+        run: what to load and where to.
+        share: which parts and layers of it.
+
+    Returns:
+        Configuration of the whole checkpoint, and the share's modules.
 
     Raises:
         CheckpointError: one sentence naming the file, and the key where one is at fault.
         ValueError: the device cannot serve.
     """
     device = device_of(run)
+    text = "cpu" if run.text_device == "cpu" else device
     is_narrow = run.dtype == "bfloat16" or (device.type == "cuda" and run.dtype == "auto")
     dtype = torch.bfloat16 if is_narrow else torch.float32
     from model.adapter_files import adapter_file
@@ -161,7 +168,8 @@ def load_weights(run: RunConfig) -> tuple[ModelConfig, dict[str, nn.Module]]:
     if run.checkpoint.startswith(RANDOM):
         from model.forge import random_modules
 
-        return random_modules(run.checkpoint.removeprefix(RANDOM), device=device, dtype=dtype)
+        name = run.checkpoint.removeprefix(RANDOM)
+        return random_modules(name, device=device, dtype=dtype, share=share, text_device=text)
     path = checkpoint_path(run.checkpoint)
     if path.is_dir():
         from model.released import load_released
@@ -173,13 +181,27 @@ def load_weights(run: RunConfig) -> tuple[ModelConfig, dict[str, nn.Module]]:
             alpha=run.lora_alpha,
             device=device,
             dtype=dtype,
+            share=share,
             keep_fp8=keep,
+            text_device=text,
             cache=cache_folder(run.cache),
             cache_bytes=int(run.cache_gb * 1e9),
             defer_text=run.text_load == "needed",
         )
-    config, modules = load_checkpoint(path)
-    return config, {name: module.to(device) for name, module in modules.items()}
+    config, modules = load_checkpoint(path, share)
+    return config, {name: module.to(text if name == "text" else device) for name, module in modules.items()}
+
+
+def read_config(run: RunConfig) -> ModelConfig:
+    """Configuration of whatever `run.checkpoint` names, without its weights.
+
+    Raises:
+        CheckpointError: as `load_weights`.
+    """
+    path = checkpoint_path(run.checkpoint)
+    if run.checkpoint.startswith(RANDOM) or path.is_dir():
+        return early_config(run.checkpoint)
+    return read_metadata(path)[0]
 
 
 def read_metadata(path: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -192,7 +214,7 @@ def read_metadata(path: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
         return _metadata(Path(path), file.metadata())
 
 
-def load_checkpoint(path: str | Path) -> tuple[ModelConfig, dict[str, nn.Module]]:
+def load_checkpoint(path: str | Path, share: Share = WHOLE_SHARE) -> tuple[ModelConfig, dict[str, nn.Module]]:
     """Read a checkpoint into float32 modules in evaluation mode.
 
     Raises:
@@ -210,7 +232,13 @@ def load_checkpoint(path: str | Path) -> tuple[ModelConfig, dict[str, nn.Module]
     leftover = sorted(key for key in stored if key.split(".")[0] not in PARTS)
     if leftover:
         raise CheckpointError(f"{path} has the unknown tensor {leftover[0]}; use a checkpoint made for this version")
-    return config, modules
+    if share == WHOLE_SHARE:
+        return config, modules
+    own = build_modules(share.config(config), share.parts)
+    for part, module in own.items():
+        values, names = modules[part].state_dict(), share.names(part, module.state_dict(), config.dit)
+        module.load_state_dict({here: values[whole] for whole, here in names.items()})
+    return config, own
 
 
 def _opened(path: Path) -> Any:

@@ -43,9 +43,10 @@ from model.control import (
     Stop,
     Update,
 )
-from model.errors import CheckpointError, ModelError
+from model.errors import CheckpointError, LinkError, ModelError, UnsupportedError
 from model.frame_ring import RingWriter
-from model.interface import AvatarModel, BlockRequest
+from model.interface import AvatarModel, BlockRequest, BlockResult
+from model.parallel import Plan
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ _JUST_FINISHED_S = 0.05
 _IDLE_S = 1.0
 _OPEN_PATIENCE_S = 2.0
 _MAX_FAILURES = 3
+_LOOK_S = 0.005
+"""How often commands are looked for while blocks are under way elsewhere."""
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -110,14 +113,14 @@ class Desk:
             case Update():
                 self._prompt_jobs.append(command)
 
-    def take(self, now_s: float) -> Job | None:
-        """The job to do now, if any; blocks that are too late are dropped on the way."""
+    def take(self, now_s: float, may_step: bool = True) -> Job | None:
+        """The job to do now, if any, a block only if one may begin; those that are too late are dropped on the way."""
         if self._prompt_jobs:
             return self._prompt_jobs.popleft()
         for request in [r for r in self._steps if 0 < r.deadline_s < now_s]:
             self._steps.remove(request)
             self._skip(request, "deadline")
-        if self._steps:
+        if self._steps and may_step:
             request = min(self._steps, key=lambda r: (r.deadline_s, r.block))
             self._steps.remove(request)
             return Step(request)
@@ -135,7 +138,7 @@ class Desk:
             return None
         return max(0.001, min(self._step_ended_s + _IDLE_S, self._opens[0][0] + _OPEN_PATIENCE_S) - now_s)
 
-    def is_current(self, request: BlockRequest) -> bool:
+    def is_current(self, request: BlockRequest | BlockResult) -> bool:
         """Whether a block is still wanted."""
         return request.epoch >= self._epochs.get(request.session, 1 << 62)
 
@@ -181,6 +184,13 @@ class Worker:
         self._report = report
         self._now = now
         self._failures = 0
+        self._depth = getattr(model, "depth", 1)
+        self._started_s: dict[tuple[str, int, int], float] = {}
+
+    @property
+    def busy_since_s(self) -> float | None:
+        """Monotonic time at which the oldest block under way began, of a model that takes several; None: none is."""
+        return self._model.oldest_s if self._depth > 1 else None
 
     def put(self, command: Command) -> None:
         """Accept a command."""
@@ -194,7 +204,8 @@ class Worker:
     def take(self) -> Job | None:
         """The job to do now, if any."""
         self._accept_arrived()
-        return None if self.is_stopped else self.desk.take(self._now())
+        may_step = self._depth == 1 or self._model.num_under_way < self._depth
+        return None if self.is_stopped else self.desk.take(self._now(), may_step)
 
     def perform(self, job: Job) -> None:
         """Do a job; the model is called from here only.
@@ -227,19 +238,45 @@ class Worker:
         else:
             self._report(Opened(info))
 
+    def advance(self, limit_s: float) -> None:
+        """Bring blocks under way on, and hand out one that is finished.
+
+        Raises:
+            BrokenError: the processes behind the model cannot go on.
+        """
+        try:
+            result = self._model.advance(limit_s)
+        except LinkError as error:
+            raise BrokenError(str(error)) from error
+        if result is not None:
+            self.desk.step_ended(self._now())
+            key = (result.session, result.block, result.epoch)
+            self._hand_out(result, self._started_s.pop(key, self._now()))
+
     def _step(self, request: BlockRequest) -> None:
         started_s = self._now()
         key = {"session": request.session, "block": request.block, "epoch": request.epoch}
         try:
+            if self._depth > 1:
+                self._started_s[request.session, request.block, request.epoch] = started_s
+                self._model.submit(request)
+                return
             result = self._model.step(request)
+        except LinkError as error:
+            raise BrokenError(str(error)) from error
         except Exception as error:  # one block is lost, the stream goes on
+            self._started_s.pop((request.session, request.block, request.epoch), None)
             self._fail(key, error)
             return
         finally:
             self.desk.step_ended(self._now())
+        self._hand_out(result, started_s)
+
+    def _hand_out(self, result: BlockResult, started_s: float) -> None:
+        key = {"session": result.session, "block": result.block, "epoch": result.epoch}
         self._failures = 0
         self._accept_arrived()
-        if not self.desk.is_current(request):
+        if not self.desk.is_current(result):
             self._report(Skipped(**key, reason="stale"))
             return
         slot = self._store.write(result.frames)
@@ -271,12 +308,19 @@ def _forgiving(what: str):
         log.exception("%s failed", what)
 
 
-def load(spec: Mapping[str, Any]) -> AvatarModel:
+def plan_of(spec: Mapping[str, Any]) -> Plan:
+    """The layout that a launch spec names under `plan`, as plain values; without one, one process."""
+    return Plan(**spec.get("plan") or {})
+
+
+def load(spec: Mapping[str, Any], peers: list[Connection] | None = None) -> AvatarModel:
     """Build the model that a launch spec names.
 
     Args:
         spec: `kind` is `fake` (other keys: those of `FakeConfig`) or `checkpoint` (other keys: those of
-            `model.config.RunConfig`).
+            `model.config.RunConfig`); `plan` may hold the fields of a `Plan`.
+        peers: pipes to the other ranks of the plan; None: where the plan has several, their processes are started and
+            this process only asks them.
 
     Raises:
         ModelError: the text says what to change.
@@ -287,12 +331,31 @@ def load(spec: Mapping[str, Any]) -> AvatarModel:
         known = {field.name for field in fields(FakeConfig)}
         return FakeModel(FakeConfig(**{name: value for name, value in spec.items() if name in known}))
     if spec["kind"] == "checkpoint":
-        from model.config import RunConfig
-        from model.generator import load_model
+        plan = plan_of(spec)
+        if plan.vae == "tiled" or plan.offload == "weights+kv":
+            key, value = ("vae", plan.vae) if plan.vae == "tiled" else ("offload", plan.offload)
+            raise UnsupportedError(
+                f"parallel.{key} is {value}, which is planned for but cannot be run yet; use auto, or a smaller size"
+            )
+        if plan.num_devices == 1:
+            from model.generator import load_model
 
-        known = {field.name for field in fields(RunConfig)}
-        return load_model({name: value for name, value in spec.items() if name in known})
+            return load_model(_run_of(spec), plan)
+        if peers is None:
+            from model.remote import RemoteModel
+
+            return RemoteModel(spec)
+        from model.leader import load_leader
+
+        return load_leader(_run_of(spec), plan, peers)
     raise CheckpointError(f"model.kind is {spec['kind']!r}; write checkpoint or fake")
+
+
+def _run_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    from model.config import RunConfig
+
+    known = {field.name for field in fields(RunConfig)}
+    return {name: value for name, value in spec.items() if name in known}
 
 
 class _Process:
@@ -309,18 +372,35 @@ class _Process:
         with self._sending, contextlib.suppress(OSError):  # the reader ends the process when the pipe has closed
             self._connection.send(report)
 
-    def run(self, spec: Mapping[str, Any]) -> int:
+    def follow(self, spec: Mapping[str, Any], leader: Connection) -> int:
+        """Load another rank's share, then do what the leader orders; the exit status."""
+        threading.Thread(target=self._read, name="read", daemon=True).start()
+        try:
+            from model.config import RunConfig
+            from model.rank import run_follower
+
+            run_follower(RunConfig.from_dict(_run_of(spec)), plan_of(spec), int(spec["rank"]), leader)
+        except Exception as error:
+            is_final = isinstance(error, ModelError) and not isinstance(error, LinkError)
+            if not isinstance(error, ModelError):
+                log.exception("rank %s failed", spec["rank"])
+            self.report(Failed(f"rank {spec['rank']}: {sentence(error)}", is_final=is_final))
+            return 1
+        return 0
+
+    def run(self, spec: Mapping[str, Any], peers: list[Connection]) -> int:
         """Load, then work until told to stop; the exit status."""
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         threading.Thread(target=self._read, name="read", daemon=True).start()
         self._busy_since_s = time.monotonic()
         try:
-            model = load(spec)
+            model = load(spec, peers)
             ring = RingWriter(int(spec.get("slots", 12)), block_shape(model), name=spec.get("ring_name"))
         except Exception as error:
             if not isinstance(error, ModelError):
                 log.exception("the model could not be loaded")
-            self.report(Failed(sentence(error), is_final=isinstance(error, ModelError)))
+            is_final = isinstance(error, ModelError) and not isinstance(error, LinkError)
+            self.report(Failed(sentence(error), is_final=is_final))
             return 1
         self._busy_since_s = None
         worker = Worker(model, store=ring, report=self.report, arrived=self._arrived)
@@ -332,11 +412,18 @@ class _Process:
             return 1
         finally:
             ring.close()
+        if peers:
+            model.halt()
         return 0
 
     def _work(self, worker: Worker) -> None:
         while not worker.is_stopped:
             job = worker.take()
+            if job is None and worker.busy_since_s is not None:
+                self._busy_since_s = worker.busy_since_s
+                worker.advance(_LOOK_S)
+                self._busy_since_s = worker.busy_since_s
+                continue
             if job is None:
                 with self._something:
                     if not self._commands and not worker.is_stopped:
@@ -375,8 +462,14 @@ def block_shape(model: AvatarModel) -> tuple[int, int, int, int]:
     return geometry.frames_per_block, geometry.height, geometry.width, 3
 
 
-def main(connection: Connection, spec: Mapping[str, Any]) -> None:
-    """Entry of the spawned process; ends with it."""
+def main(connection: Connection, spec: Mapping[str, Any], peers: list[Connection]) -> None:
+    """Entry of a spawned process; ends with it.
+
+    Args:
+        connection: to the server.
+        spec: as for `load`; `rank` is the process's own number in its plan.
+        peers: pipes to the other ranks for rank 0, for any other the one to rank 0.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is the server's to handle
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # and so is a SIGTERM to its process group: it drains, which needs us
@@ -384,6 +477,7 @@ def main(connection: Connection, spec: Mapping[str, Any]) -> None:
         for name in _THREAD_VARIABLES:
             os.environ[name] = str(spec["threads"])
     logging.basicConfig(level=spec.get("log_level", "WARNING").upper(), format="%(levelname)s %(name)s: %(message)s")
-    status = _Process(connection).run(spec)
+    process = _Process(connection)
+    status = process.follow(spec, peers[0]) if spec.get("rank") else process.run(spec, peers)
     logging.shutdown()
     os._exit(status)  # not through interpreter shutdown, which waits for nothing we need and can hang in native code

@@ -11,7 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.config import LimitsConfig
 from server.errors import ApiError
@@ -31,12 +31,14 @@ class Load:
         encode_s: seconds of encoder work a block, on one core.
         period_s: seconds of stream in a block.
         cores: processor cores the encoder can use.
+        overlap: how many blocks a full engine has under way, so that a block's own time counts for that much less.
     """
 
     block_s: float
     encode_s: float
     period_s: float
     cores: int
+    overlap: float = 1.0
 
     def sessions(self, limit: float) -> int:
         """How many sessions fit: at least one, because the first may always try (late blocks are held, not queued)."""
@@ -114,12 +116,10 @@ class Admission:
         """
         if self._load is None:
             return
-        self._works.append(work_s / self._load.period_s)
+        self._works.append(work_s / self._load.overlap / self._load.period_s)
         if len(self._works) >= 20 and len(self._works) % 20 == 0:
             median = percentile(list(self._works)[-100:], 0.5) * self._load.period_s
-            self._load = Load(
-                block_s=median, encode_s=self._load.encode_s, period_s=self._load.period_s, cores=self._load.cores
-            )
+            self._load = replace(self._load, block_s=median)
 
     def close(self, reason: str) -> None:
         """Refuse every new session from now on: the server is leaving."""

@@ -124,7 +124,9 @@ def inputs_of(config: Config, wish: FilmWish) -> dict[str, Any]:
     """All that decides what a film looks like; files by content, plain values as JSON has them."""
     section = model_section(config, wish)
     model = {k: v for k, v in section.launch_spec("").items() if k not in ("log_level", "threads", "load")}
-    files = {name: sha256_of(getattr(wish, name)) for name in ("image", "audio")}
+    paths = {"image": (wish.image,), "audio": wish.sounds, "mask": wish.masks}
+    paths["pose_video"] = () if wish.pose_video is None else (wish.pose_video,)
+    files = {name: [sha256_of(path) for path in several] for name, several in paths.items()}
     plain = {name: getattr(wish, name) for name in ("prompt", "base_seed", "num_clip", "infer_frames", "parity")}
     return json.loads(json.dumps({**files, **plain, "model": model}, default=str))
 

@@ -127,9 +127,8 @@ def generate(
     flags = read_original_flags(context.args, [p.name for p in context.command.params if p.name])
     for notice in flags.notices:
         print(notice, file=sys.stderr)
-    where = {"ckpt_dir": ckpt_dir, "lora": lora, "load_lora": flags.load_lora}
-    where |= {"num_clip": num_clip, "infer_frames": infer_frames, "sampling": flags.sampling, "parity": flags.parity}
-    where |= flags.files
+    where = {"ckpt_dir": ckpt_dir, "lora": lora}
+    where |= {"num_clip": num_clip, "infer_frames": infer_frames, **flags.wish}
     film = film_path(out, save_dir, output_name)
     wish = FilmWish(image=image, audio=audio, out=film, prompt=prompt, base_seed=base_seed, size=size, **where)
     return run_generate(load_config(config), wish, as_json=as_json)
@@ -160,8 +159,7 @@ def batch(
     jobs, notices = read_jobs(source, out)
     for notice in (*flags.notices, *notices):
         print(notice, file=sys.stderr)
-    common = {"size": size, "ckpt_dir": ckpt_dir, "lora": lora, "load_lora": flags.load_lora}
-    common |= {"sampling": flags.sampling, "parity": flags.parity}
+    common = {"size": size, "ckpt_dir": ckpt_dir, "lora": lora, **flags.wish}
     return run_batch(load_config(config), jobs, common, resume=resume, as_json=as_json)
 
 
@@ -188,6 +186,22 @@ def studio(
 
     loaded, secrets = load_config(config), Secrets.from_environment()
     return run_studio(loaded, host=server_name, port=server_port, key=secrets.api_key)
+
+
+@app.command()
+def plan(
+    gpus: Annotated[str | None, typer.Option("--gpus", help="Cards as 4x24GB; auto: this machine's.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="Picture size, for example 704x384.")] = None,
+    config: Annotated[str | None, typer.Option("--config", help="Whose model and plan; without: the 14B's.")] = None,
+    chart: Annotated[Path | None, typer.Option("--chart", help="PNG of every device's memory.")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Which plan fits which cards: memory of every device, speed, why others miss; exit code 1 if none fits."""
+    from server.config import load_config
+    from server.planning import published_config, run_plan
+
+    loaded = published_config() if config is None else load_config(config)
+    return run_plan(loaded, gpus=gpus, size=size, chart=chart, as_json=as_json)
 
 
 @app.command()

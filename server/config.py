@@ -10,13 +10,14 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
 from model.config import RunConfig
 from model.fake import FakeConfig
+from model.parallel import ParallelConfig, Plan
 from server.agent import AgentConfig
 from server.errors import ConfigError
 from server.loader import build, parse_yaml
@@ -150,13 +151,19 @@ class ModelSection(RunConfig):
     fake: FakeConfig = field(default_factory=FakeConfig)
     """What the drawn figure looks like and how slow it is; of no effect with `kind: checkpoint`."""
 
-    def launch_spec(self, log_level: str) -> dict[str, object]:
-        """The plain values that the model's process is started with."""
+    def launch_spec(self, log_level: str, plan: Plan | None = None) -> dict[str, object]:
+        """The plain values that the model's process is started with.
+
+        Args:
+            log_level: of the process.
+            plan: how the model is laid over devices; None: one process, as the model's section says.
+        """
         part = self.fake if self.kind == "fake" else RunConfig
         names = [entry.name for entry in fields(part)]
         source = self.fake if self.kind == "fake" else self
         values = {name: getattr(source, name) for name in names}
-        return {"kind": self.kind, "threads": self.threads, "log_level": log_level, **values}
+        laid_out = {} if plan is None else {"plan": asdict(plan)}
+        return {"kind": self.kind, "threads": self.threads, "log_level": log_level, **values, **laid_out}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +235,7 @@ class Config:
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
     model: ModelSection = field(default_factory=ModelSection)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     speech: SpeechConfig = field(default_factory=SpeechConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)

@@ -17,12 +17,16 @@ import numpy as np
 
 from model.errors import PortraitError
 from model.interface import AvatarModel, SessionInfo
+from model.parallel import Plan
 from model.portrait import MAX_BYTES, decode_image
 from model.sampling import chosen_size
+from model.setting import model_sizes
 from server.config import Config, ModelSection
 from server.errors import ConfigError
 from server.film_inputs import check_pose_video, read_masks, split_masks, split_sounds
 from server.original_flags import flag_of
+from server.plan_flags import PlanFlags
+from server.planning import plan_to_run
 from server.preview import is_known_early, preview_stream
 from streaming.film import sound_start_s
 from streaming.offline import FilmReport, Progress, generate
@@ -60,6 +64,8 @@ class FilmWish:
     """Pictures a clip."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Keys of `model.sampling.SamplingChoice` that the command line sets."""
+    plan: PlanFlags = field(default_factory=PlanFlags)
+    """What the command line says about cards and memory."""
     parity: bool = False
     """The file heard at once and the noise drawn by clip, as published."""
     mask: Path | None = None
@@ -174,23 +180,35 @@ class LoadedModel:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._section: ModelSection | None = None
+        self._wanted: tuple[ModelSection, PlanFlags] | None = None
         self._model: AvatarModel | None = None
 
-    def load_for(self, section: ModelSection, tell: Callable[[str], None] = note) -> AvatarModel:
-        """The model that `section` describes.
+    def load_for(self, section: ModelSection, flags: PlanFlags, tell: Callable[[str], None] = note) -> AvatarModel:
+        """The model that `section` describes, laid over cards as the configuration and `flags` say.
 
         Raises:
-            ModelError: it cannot be loaded.
+            ServerError, ModelError: it does not fit, or cannot be loaded.
         """
-        if self._model is None or section != self._section:
-            self._model = self._section = None  # before the next takes its memory
+        if self._model is None or (section, flags) != self._wanted:
+            self._let_go()  # before the next takes its memory
+            plan = _plan(self.config, section, flags, tell)
             tell(f"loading {section.kind if section.kind == 'fake' else section.checkpoint} …")
             from model.worker import load  # loads torch, in this process and only here
 
-            self._model = load(section.launch_spec(self.config.server.log_level))
-            self._section = section
+            self._model = load(section.launch_spec(self.config.server.log_level, plan))
+            self._wanted = section, flags
         return self._model
+
+    def _let_go(self) -> None:
+        """Drop the model, and give its memory back to the cards, where the next one's plan looks for it."""
+        had_tensors = self._wanted is not None and self._wanted[0].kind == "checkpoint"
+        if hasattr(self._model, "stop"):  # its ranks are processes of their own
+            self._model.stop()
+        self._model = self._wanted = None
+        if had_tensors:
+            from model.fast import release
+
+            release()
 
 
 def make_film(
@@ -222,7 +240,7 @@ def make_film(
     section = _sized(model_section(loaded.config, wish), image, tell)
     if is_known_early(section):
         _clip_frames(wish, preview_stream(section).geometry.frames_per_block)
-    model = loaded.load_for(section, tell)
+    model = loaded.load_for(section, wish.plan, tell)
     clip_frames = _clip_frames(wish, model.info.geometry.frames_per_block)
     if clip_frames != wish.infer_frames:
         block = model.info.geometry.frames_per_block
@@ -273,6 +291,16 @@ def model_section(config: Config, wish: FilmWish) -> ModelSection:
         return replace(config.model, **given, **wish.sampling)
     except ValueError as error:
         raise ConfigError(f"--{flag_of(str(error))}") from error
+
+
+def _plan(config: Config, section: ModelSection, flags: PlanFlags, tell: Callable[[str], None]) -> Plan | None:
+    """How the model is laid over cards; refused here where it does not fit."""
+    parallel = config.parallel
+    if not flags.is_empty:
+        parallel, notices = flags.over(parallel, model_sizes(section.checkpoint).dit.num_heads)
+        for notice in notices:
+            tell(notice)
+    return plan_to_run(section, parallel)
 
 
 def _sized(section: ModelSection, image: np.ndarray, tell: Callable[[str], None]) -> ModelSection:

@@ -29,6 +29,7 @@ from server.errors import ApiError
 from server.live import LiveSession, Surroundings
 from server.metrics import LoopLag, Metrics
 from server.pages import Gallery
+from server.planning import plan_to_run
 from server.preview import preview_stream
 from server.rates import Rates
 from server.schemas import Capacity, NewSession, Planned, QueueTicket, SessionChange, SessionCreated
@@ -53,7 +54,7 @@ class Hub:
         clock: the clock that sessions run on.
 
     Raises:
-        StartError: credentials are needed and missing.
+        StartError: credentials are needed and missing, or the model does not fit the cards.
         CheckpointError: the checkpoint is missing or broken.
     """
 
@@ -72,7 +73,8 @@ class Hub:
             ended=lambda id: id not in self._sessions,
         )
         self.gallery = Gallery()
-        self.engine = Engine(config.model.launch_spec(config.server.log_level), config.streaming.engine)
+        plan = plan_to_run(config.model, config.parallel)
+        self.engine = Engine(config.model.launch_spec(config.server.log_level, plan), config.streaming.engine)
         self.lag = LoopLag(self.metrics)
         self.preview = preview_stream(config.model)
         self.start_error: str | None = None
@@ -173,7 +175,16 @@ class Hub:
             pictures=geometry.frames_per_block,
         )
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.admission.measured(Load(block_s=info.block_s, encode_s=encode_s, period_s=geometry.block_s, cores=cores))
+        block_s = info.interval_s or info.block_s
+        self.admission.measured(
+            Load(
+                block_s=block_s,
+                encode_s=encode_s,
+                period_s=geometry.block_s,
+                cores=cores,
+                overlap=max(1.0, info.block_s / block_s) if block_s else 1.0,
+            )
+        )
 
     def _engine_changed(self, state: EngineState) -> None:
         new = self.engine.restarts - self._seen_restarts
@@ -372,11 +383,12 @@ class Hub:
             session.refresh_metrics()
 
     def memory_bytes(self) -> dict[str, int]:
-        """Resident memory by process: this one, and the model's."""
+        """Resident memory: of this process, and of all the model's."""
         found = {"server": psutil.Process().memory_info().rss}
         with contextlib.suppress(psutil.Error):
-            if self.engine.pid is not None:
-                found["model"] = psutil.Process(self.engine.pid).memory_info().rss
+            ranks = [psutil.Process(pid).memory_info().rss for pid in self.engine.pids]
+            if ranks:
+                found["model"] = sum(ranks)
         return found
 
     def demand_any(self, connection: HTTPConnection) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from model.sampling import SamplingChoice
 from server.errors import ConfigError
+from server.plan_flags import PLAN_COUNTS, PLAN_SWITCHES, PlanFlags
 
 WITHOUT_EFFECT = {
     "task": "there is one task, s2v",
@@ -42,17 +43,12 @@ REFUSED = {
 """Refused for good, with what to do instead."""
 
 NOT_BUILT = {
-    "fp8": ("false",),
-    "offload_model": ("false",),
-    "offload_kv_cache": ("false",),
-    "t5_cpu": ("true",),
-    "num_gpus_dit": ("1",),
-    "ulysses_size": ("1",),
-    "enable_vae_parallel": ("false",),
     "enable_online_decode": ("true",),
-    "single_gpu": ("true",),
 }
 """Only these values are what this version does; every other one is refused."""
+
+MODEL_SWITCHES = {"fp8": ("weights_dtype", "fp8"), "t5_cpu": ("text_device", "cpu")}
+"""Flags that, being true, set a key of the model's section."""
 
 SAMPLING = {
     "sample_solver": ("solver", str),
@@ -85,12 +81,23 @@ class OriginalFlags:
     """Whether an adapter is merged; None: if one is named."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Keys of `model.sampling.SamplingChoice`."""
+    model: Mapping[str, str] = field(default_factory=dict)
+    """Other keys of the model's section."""
+    plan: PlanFlags = field(default_factory=PlanFlags)
+    """About cards and memory."""
     parity: bool = False
     """Whether sound and noise are the published pipelines'."""
     files: Mapping[str, Path] = field(default_factory=dict)
     """What the flags of `FILES` name."""
     notices: tuple[str, ...] = field(default=())
     """Sentences to print."""
+
+    @property
+    def wish(self) -> dict[str, Any]:
+        """Fields of `server.generate.FilmWish`."""
+        sampling = {**self.sampling, **self.model}
+        plain = {"load_lora": self.load_lora, "sampling": sampling, "plan": self.plan, "parity": self.parity}
+        return {**plain, **self.files}
 
 
 def read_original_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> OriginalFlags:
@@ -108,6 +115,8 @@ def read_original_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> Or
     parity = False
     sampling: dict[str, Any] = {}
     files: dict[str, Path] = {}
+    model: dict[str, str] = {}
+    plan: dict[str, Any] = {}
     for name, value in _pairs(list(arguments), own):
         if name == "load_lora":
             load_lora = _truth(name, value)
@@ -120,16 +129,32 @@ def read_original_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> Or
             parity = _truth(name, value)
         elif name in FILES:
             files[name] = Path(value)
+        elif name in PLAN_SWITCHES:
+            plan[name] = _truth(name, value)
+        elif name in PLAN_COUNTS:
+            plan[name] = _count(name, value)
+        elif name in MODEL_SWITCHES:
+            if _truth(name, value):
+                model.update([MODEL_SWITCHES[name]])
         elif name in SAMPLING:
             key, kind = SAMPLING[name]
             sampling[key] = _number(name, value, kind)
         else:
             _check_built(name, value)
-    return OriginalFlags(load_lora=load_lora, sampling=sampling, parity=parity, files=files, notices=tuple(notices))
+    return OriginalFlags(
+        load_lora=load_lora,
+        sampling=sampling,
+        model=model,
+        plan=PlanFlags(**plan),
+        parity=parity,
+        files=files,
+        notices=tuple(notices),
+    )
 
 
 def _pairs(words: list[str], own: Sequence[str]) -> list[tuple[str, str]]:
-    known = {*WITHOUT_EFFECT, *REFUSED, *NOT_BUILT, *SAMPLING, *FILES, "load_lora", "parity"}
+    known = {*WITHOUT_EFFECT, *REFUSED, *NOT_BUILT, *SAMPLING, *FILES, *MODEL_SWITCHES, "load_lora", "parity"}
+    known |= {*PLAN_SWITCHES, *PLAN_COUNTS}
     pairs = []
     while words:
         word = words.pop(0)
@@ -154,6 +179,12 @@ def _truth(name: str, value: str) -> bool:
     if value.lower() not in ("true", "false"):
         raise ConfigError(f"--{name} is {value}; write true or false, or nothing for true")
     return value.lower() == "true"
+
+
+def _count(name: str, value: str) -> int:
+    if not value.isdecimal():
+        raise ConfigError(f"--{name} is {value}; give a whole number")
+    return int(value)
 
 
 def _number(name: str, value: str, kind: type) -> Any:

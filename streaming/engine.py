@@ -157,6 +157,11 @@ class Engine:
         """Process id of the model, for measuring."""
         return self._life.process.pid if self._life else None
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of all ranks of the model, the first being `pid`."""
+        return [pid for pid in self._life.process.pids if pid is not None] if self._life else []
+
     def listen(self, listener: Callable[[EngineState], None]) -> Callable[[], None]:
         """Call `listener` at every change of state; the returned function ends that."""
         key = object()

@@ -20,10 +20,13 @@ def latency_target_s(info: ModelInfo, config: StreamingConfig) -> float:
     """How long after a sample's arrival its frame is due: block + look-ahead + jitter + compute + margin.
 
     Rounded up to whole frames, so that the stream's frames fall on the session's picture times. Compute counts for at
-    most one block's length: a model that needs longer cannot keep up, and waiting longer would not help it.
+    most one block's length: a model that needs longer cannot keep up, and waiting longer would not help it. One with
+    several blocks under way at once keeps up if they come often enough, however long each takes.
     """
     latency = config.latency
-    compute_s = min(info.block_s * latency.compute_factor, info.geometry.block_s)
+    compute_s = info.block_s * latency.compute_factor
+    if not 0 < info.interval_s <= info.geometry.block_s:
+        compute_s = min(compute_s, info.geometry.block_s)
     needed_s = (
         info.geometry.block_s
         + info.window.lookahead_samples / SAMPLE_RATE_HZ

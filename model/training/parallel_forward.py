@@ -122,7 +122,7 @@ def _condition(dit: DiT, ref: Tensor, motion: Tensor | None, text: TextKV) -> li
     if dit.cfg.enable_framepack:
         behind = _motion_rotation(dit, height, width, ref.device)
         by = Rotation(torch.cat([by.cos, behind.cos]), torch.cat([by.sin, behind.sin]), None)
-    return dit.condition_pass(dit.condition_tokens(ref, motion), by, text)
+    return dit.condition_pass(dit.condition_tokens(ref, motion), by, text)[0]
 
 
 def _sink(k: Tensor, v: Tensor, reference: Rotation, dit: DiT, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -16,11 +16,17 @@ NETWORK = ("fastapi", "starlette", "uvicorn", "aiortc", "aioice", "websockets", 
 MODEL_DOORS = {"model.interface", "model.geometry", "model.errors", "model.launch"}
 WITHOUT_TORCH = {"interface", "geometry", "config", "errors", "fake", "launch", "portrait", "__init__"} | {
     "component_config",
+    "parallel",
     "picture_size",
     "portrait_quality",
     "sampling",
     "published",
     "published_keys",
+    "memory",
+    "gpus",
+    "plan_speed",
+    "planner",
+    "setting",
 }
 
 

@@ -57,7 +57,7 @@ def line():
     threads = threading.active_count()
     yield make
     for each in lines:
-        if each.process._process._closed is False:
+        if each.process._processes[0]._closed is False:
             each.end()
     assert shared_memory() == before, "shared memory is left behind"
     assert threading.active_count() == threads

@@ -12,7 +12,7 @@ def test_a_part_gets_the_values_of_the_whole():
     whole = random_dit(SMALL, 5, "cpu", torch.float32)
     part = random_dit(SMALL, 6, "cpu", torch.float32).blocks[2]
     assert not torch.equal(part.ffn[0].weight, whole.blocks[2].ffn[0].weight)
-    fill_random(part, 5, "blocks.2.")
+    fill_random(part, 5, lambda name: f"blocks.2.{name}")
     assert all(torch.equal(a, b) for a, b in zip(part.parameters(), whole.blocks[2].parameters(), strict=True))
 
 
