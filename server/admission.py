@@ -96,8 +96,12 @@ class Admission:
     @property
     def max_sessions(self) -> int:
         """Slots there are: as configured, or as measured; one before the first measurement."""
-        measured = self._load.sessions(self._limits.load) if self._load else 1
-        return min(self._limits.max_sessions, 10_000) if self._limits.max_sessions else measured
+        return min(self._limits.max_sessions, 10_000) or self.measured_sessions
+
+    @property
+    def measured_sessions(self) -> int:
+        """Slots that the measurements allow, whatever `limits.max_sessions` says."""
+        return self._load.sessions(self._limits.load) if self._load else 1
 
     @property
     def rtf_p95(self) -> float:

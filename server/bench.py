@@ -119,84 +119,43 @@ def synthetic_voice(seconds: float) -> np.ndarray:
     return (0.25 * sound / np.abs(sound).max()).astype(np.float32)
 
 
-class _Run:
-    """One measured session."""
+class Visitor:
+    """One session with somebody who speaks into it and receives it, and what that one sees.
 
-    def __init__(self, hub: Hub, live: LiveSession, voice: np.ndarray) -> None:
-        self._hub = hub
-        self._live = live
+    Args:
+        live: the session, just opened.
+        voice: [n] float32, 48 kHz mono; repeated as long as needed.
+    """
+
+    def __init__(self, live: LiveSession, voice: np.ndarray) -> None:
+        self.live = live
+        self.latencies_s: list[float] = []
+        """Of every picture, from its sound's arrival to its leaving."""
+        self.blocks: list[Event] = []
         self._voice = (np.clip(voice, -1, 1) * 32767).astype(np.int16)
-        self._latencies_s: list[float] = []
-        self._blocks: list[Event] = []
         self._flowing = asyncio.Event()
 
-    async def measure(self, seconds: float) -> dict[str, object]:
-        video, audio = VideoTrack(self._live.broadcast), AudioTrack(self._live.broadcast)
-        tasks = [
-            asyncio.create_task(work, name=name)
-            for work, name in ((self._speak(), "speak"), (self._watch(video), "watch"), (self._listen(audio), "listen"))
-        ]
-        unsubscribe = self._live.session.subscribe(self._note)
-        try:
-            await self._flowing.wait()
-            await asyncio.sleep(WARM_UP_S)
-            self._latencies_s.clear()
-            self._blocks.clear()
-            before, encoded_s = self._cpu_s(), self._live.figures.encode_s
-            stats, began_s = self._live.session.stats(), time.monotonic()
-            await asyncio.sleep(seconds)
-            passed_s = time.monotonic() - began_s
-            after = self._cpu_s()
-            used = {name: after[name] - before.get(name, 0.0) for name in after}
-            used["encoder"] = self._live.figures.encode_s - encoded_s
-            used["server"] -= used["encoder"]
-            return self._figures(passed_s, used, stats.underruns, stats.deadline_misses)
-        finally:
-            unsubscribe()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            video.stop()
-            audio.stop()
+    async def __aenter__(self) -> Visitor:
+        """Speak, watch and listen; returns once blocks come."""
+        self._tracks = VideoTrack(self.live.broadcast), AudioTrack(self.live.broadcast)
+        works = self._speak(), self._watch(self._tracks[0]), self._listen(self._tracks[1])
+        self._tasks = [asyncio.create_task(work) for work in works]
+        self._unsubscribe = self.live.session.subscribe(self._note)
+        await self._flowing.wait()
+        return self
 
-    def _figures(self, passed_s: float, used: dict[str, float], underruns: int, misses: int) -> dict[str, object]:
-        hub, stats = self._hub, self._live.session.stats()
-        info = hub.engine.info
-        assert info is not None
-        period_ms = info.geometry.block_ms
-        blocks = passed_s / info.geometry.block_s
-        works = [block_work_ms(event) for event in self._blocks]
-        encode_ms = 1000 * used["encoder"] / blocks
-        rss = {name: round(size / 1e6, 1) for name, size in hub.memory_bytes().items()}
-        machine = inspect_machine()
-        return {
-            "bench": "live",
-            "model": info.name,
-            "size": f"{info.geometry.width}x{info.geometry.height}",
-            "profile": info.profile,
-            "machine": {"architecture": machine.architecture, "cores": machine.cores},
-            "seconds": round(passed_s, 1),
-            "blocks": len(works),
-            "block_ms": _spread(works),
-            "rtf": round(percentile(works, 0.5) / period_ms, 3),
-            "rtf_with_encode": round((percentile(works, 0.5) + encode_ms) / period_ms, 3),
-            "mouth_latency_ms": _spread([1000 * s for s in self._latencies_s]),
-            "cpu_ms_per_block": {name: round(1000 * s / blocks, 1) for name, s in used.items()},
-            "cpu_cores": round(sum(used.values()) / passed_s, 3),
-            "rss_mb": rss | {"total": round(sum(rss.values()), 1)},
-            "underruns": stats.underruns - underruns,
-            "deadline_misses": stats.deadline_misses - misses,
-            "av_drift_ms": round(1000 * self._live.av_drift_s, 2),
-            "loop_lag_p99_ms": round(1000 * hub.lag.p99_s(), 2),
-        }
+    async def __aexit__(self, *_: object) -> None:
+        self._unsubscribe()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for track in self._tracks:
+            track.stop()
 
-    def _cpu_s(self) -> dict[str, float]:
-        """Processor time so far, by process."""
-        found = {}
-        for name, pid in (("server", psutil.Process().pid), ("model", self._hub.engine.pid)):
-            times = psutil.Process(pid).cpu_times()
-            found[name] = times.user + times.system
-        return found
+    def forget(self) -> None:
+        """Drop what was seen so far."""
+        self.latencies_s.clear()
+        self.blocks.clear()
 
     async def _speak(self) -> None:
         """Feed the voice as a microphone does: 20 ms at a time, in real time."""
@@ -206,7 +165,7 @@ class _Run:
             frame = AudioFrame.from_ndarray(piece[None], format="s16", layout="mono")
             frame.sample_rate, frame.pts = RATE_HZ, sent
             frame.time_base = Fraction(1, RATE_HZ)
-            self._live.session.push_audio(frame)
+            self.live.session.push_audio(frame)
             sent += PIECE
             await asyncio.sleep(max(0.0, start_s + sent / RATE_HZ - time.monotonic()))
 
@@ -214,10 +173,10 @@ class _Run:
         try:
             while True:
                 packet = await track.recv()
-                index = round(packet.pts * packet.time_base * self._live.session.playout.fps)
-                latency_s = self._live.figures.mouth_latency_s(index, time.monotonic())
+                index = round(packet.pts * packet.time_base * self.live.session.playout.fps)
+                latency_s = self.live.figures.mouth_latency_s(index, time.monotonic())
                 if latency_s is not None:
-                    self._latencies_s.append(latency_s)
+                    self.latencies_s.append(latency_s)
         except MediaStreamError:
             return
 
@@ -230,8 +189,71 @@ class _Run:
 
     def _note(self, event: Event) -> None:
         if event.type == "block":
-            self._blocks.append(event)
+            self.blocks.append(event)
             self._flowing.set()
+
+
+class _Run:
+    """One measured session."""
+
+    def __init__(self, hub: Hub, live: LiveSession, voice: np.ndarray) -> None:
+        self._hub = hub
+        self._live = live
+        self._visitor = Visitor(live, voice)
+
+    async def measure(self, seconds: float) -> dict[str, object]:
+        async with self._visitor as visitor:
+            await asyncio.sleep(WARM_UP_S)
+            visitor.forget()
+            before, encoded_s = cpu_s(self._hub), self._live.figures.encode_s
+            stats, began_s = self._live.session.stats(), time.monotonic()
+            await asyncio.sleep(seconds)
+            passed_s = time.monotonic() - began_s
+            after = cpu_s(self._hub)
+            used = {name: after[name] - before.get(name, 0.0) for name in after}
+            used["encoder"] = self._live.figures.encode_s - encoded_s
+            used["server"] -= used["encoder"]
+            return self._figures(passed_s, used, stats.underruns, stats.deadline_misses)
+
+    def _figures(self, passed_s: float, used: dict[str, float], underruns: int, misses: int) -> dict[str, object]:
+        hub, stats = self._hub, self._live.session.stats()
+        info = hub.engine.info
+        assert info is not None
+        period_ms = info.geometry.block_ms
+        blocks = passed_s / info.geometry.block_s
+        works = [block_work_ms(event) for event in self._visitor.blocks]
+        encode_ms = 1000 * used["encoder"] / blocks
+        rss = {name: round(size / 1e6, 1) for name, size in hub.memory_bytes().items()}
+        machine = inspect_machine()
+        return {
+            "bench": "live",
+            "model": info.name,
+            "size": f"{info.geometry.width}x{info.geometry.height}",
+            "profile": info.profile,
+            "machine": {"architecture": machine.architecture, "cores": machine.cores},
+            "seconds": round(passed_s, 1),
+            "blocks": len(works),
+            "block_ms": spread(works),
+            "rtf": round(percentile(works, 0.5) / period_ms, 3),
+            "rtf_with_encode": round((percentile(works, 0.5) + encode_ms) / period_ms, 3),
+            "mouth_latency_ms": spread([1000 * s for s in self._visitor.latencies_s]),
+            "cpu_ms_per_block": {name: round(1000 * s / blocks, 1) for name, s in used.items()},
+            "cpu_cores": round(sum(used.values()) / passed_s, 3),
+            "rss_mb": rss | {"total": round(sum(rss.values()), 1)},
+            "underruns": stats.underruns - underruns,
+            "deadline_misses": stats.deadline_misses - misses,
+            "av_drift_ms": round(1000 * self._live.av_drift_s, 2),
+            "loop_lag_p99_ms": round(1000 * hub.lag.p99_s(), 2),
+        }
+
+
+def cpu_s(hub: Hub) -> dict[str, float]:
+    """Processor time so far, by process."""
+    found = {}
+    for name, pid in (("server", psutil.Process().pid), ("model", hub.engine.pid)):
+        times = psutil.Process(pid).cpu_times()
+        found[name] = times.user + times.system
+    return found
 
 
 def block_work_ms(event: Event) -> float:
@@ -240,7 +262,8 @@ def block_work_ms(event: Event) -> float:
     return sum(float(value) for value in stages)  # type: ignore[arg-type]
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and 95th percentile."""
     return {"p50": round(percentile(values, 0.5), 1), "p95": round(percentile(values, 0.95), 1)}
 
 

@@ -262,6 +262,23 @@ def bench_live(
     return run_live(load_config(config), LiveBench(seconds=seconds, audio=audio), as_json=as_json)
 
 
+@bench.command("sessions")
+def bench_sessions(
+    config: ConfigOption = "tiny",
+    seconds: Annotated[float, typer.Option("--seconds", help="Measured time of each level, after a warm-up.")] = 15.0,
+    most: Annotated[int, typer.Option("--most", help="Sessions at which it ends.")] = 8,
+    as_json: JsonOption = False,
+) -> int:
+    """One session more at a time until a picture comes late: how many one engine serves."""
+    from server.machine import calm_numpy
+
+    calm_numpy()
+    from server.bench_sessions import SessionsBench, run_sessions
+    from server.config import load_config
+
+    return run_sessions(load_config(config), SessionsBench(seconds=seconds, most=most), as_json=as_json)
+
+
 @bench.command("encode")
 def bench_encode(
     config: ConfigOption = "tiny",
