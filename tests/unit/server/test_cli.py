@@ -141,6 +141,23 @@ def test_bench_live_prints_a_table_and_one_json_line(folder: Path, capfd: pytest
     assert any(line.startswith("microphone to lip") for line in lines)
 
 
+def test_bench_sessions_adds_one_at_a_time(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.bench_sessions.WARM_UP_S", 0.5)
+    assert run("bench", "sessions", "--config", "fake.yaml", "--seconds", "3", "--most", "2", "--json") == 0
+    lines = capfd.readouterr().out.strip().splitlines()
+    figures = json.loads(lines[-1])
+    assert [level["sessions"] for level in figures["levels"]] == [1, 2][: len(figures["levels"])]
+    assert figures["kept_up"] <= len(figures["levels"]) and figures["admitted"] >= 1
+    first = figures["levels"][0]
+    assert first["fps_slowest"] > 20 and first["block_ms"]["p50"] >= 5
+    assert 600 < first["mouth_latency_ms_p95_slowest"] < 1500
+    assert any(line.startswith("kept up with") for line in lines)
+    assert run("bench", "sessions", "--most", "0") == 2
+    assert "--most is 0" in capfd.readouterr().err
+
+
 def test_options_are_spelt_either_way_and_values_stay() -> None:
     assert cli._underscored("--base-seed=a-b") == "--base_seed=a-b"
     assert cli._underscored("--base-seed") == "--base_seed"
