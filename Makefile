@@ -11,6 +11,8 @@ SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Tests that may share the machine; those of tests/e2e and tests/interop judge real time.
+TOGETHER := $(addprefix tests/,house parity property unit)
 # The first interpreter that is new enough; `make serve PYTHON=/path/to/python3.12` overrides it.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
@@ -30,8 +32,8 @@ ifneq ($(strip $(ARGS)),)
 	$(BIN)/python -m pytest $(ARGS)
 else
 	@status=0; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m 'not alone and not gpu and not soak' || status=$$?; \
-	$(BIN)/python -m pytest -m 'alone and not gpu and not soak' || status=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(TOGETHER) || status=$$?; \
+	$(BIN)/python -m pytest tests/e2e tests/interop || status=$$?; \
 	exit $$status
 endif
 
