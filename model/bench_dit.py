@@ -170,24 +170,23 @@ class Run:
 @torch.inference_mode()
 def passes_ms(run: Run, blocks: int) -> tuple[list[float], list[float]]:
     """Milliseconds of every pass and of every block, rings full before the first."""
-    timer, forward = Timer(run.device), run.dit.forward
+    timer, forward = Timer(run.device), run.denoiser.step
     marks: list[tuple[Any, Any]] = []
 
-    def timed(*args: Any, **kwargs: Any) -> Tensor:
+    def timed(*args: Any, **kwargs: Any) -> None:
         if run.device.type != "cuda":
             start = time.perf_counter()
-            out = forward(*args, **kwargs)
+            forward(*args, **kwargs)
             marks.append((start, time.perf_counter()))
-            return out
+            return
         events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         events[0].record()
-        out = forward(*args, **kwargs)
+        forward(*args, **kwargs)
         events[1].record()
         marks.append(events)
-        return out
 
     run.fill()
-    run.dit.forward = timed
+    run.denoiser.step = timed
     try:
         block_ms = []
         for _ in range(blocks):
@@ -197,7 +196,7 @@ def passes_ms(run: Run, blocks: int) -> tuple[list[float], list[float]]:
             timer.sync()
             block_ms.append(1000 * (time.perf_counter() - start))
     finally:
-        run.dit.forward = forward
+        run.denoiser.step = forward
     if run.device.type == "cuda":
         return [a.elapsed_time(b) for a, b in marks], block_ms
     return [1000 * (b - a) for a, b in marks], block_ms

@@ -5,7 +5,8 @@ ModelError
 |- PortraitError        the picture cannot serve as a portrait
 |- UnsupportedError     the machine or the build cannot do what the configuration asks
 |- LinkError            the processes of a plan cannot be joined, or one of them does not answer
-`- UnknownSessionError  a request names a session that is not open
+|- UnknownSessionError  a request names a session that is not open
+`- UnwantedError        a block was given up between two parts of it, because nobody wants it any more
 """
 
 from __future__ import annotations
@@ -36,6 +37,18 @@ class LinkError(ModelError):
 
 class UnknownSessionError(ModelError):
     """Open the session before sending blocks to it."""
+
+
+class UnwantedError(ModelError):
+    """Nothing to do: the block was called off while it was made.
+
+    Args:
+        applied: changes that took effect with it; the next block confirms them.
+    """
+
+    def __init__(self, applied: tuple[str, ...] = ()) -> None:
+        super().__init__("the block was called off while it was made")
+        self.applied = applied
 
 
 def exit_code_of(program: str, work: Callable[[], object]) -> int:

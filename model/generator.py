@@ -9,7 +9,7 @@ a portrait starts fresh ones and a fresh VAE memory, so that the next picture sh
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from model.audio_tokens import AudioCondition
 from model.config import ModelConfig, RunConfig
 from model.denoiser import Denoiser, StreamState
 from model.dit import TextKV
-from model.errors import CheckpointError, ModelError, UnknownSessionError, UnsupportedError
+from model.errors import CheckpointError, ModelError, UnknownSessionError, UnsupportedError, UnwantedError
 from model.interface import (
     POSTURES,
     BlockRequest,
@@ -138,12 +138,15 @@ class Generator:
             )
             self._negative = self._prompt(sampling.negative_prompt) if sampling.is_guided else None
         self._sessions: dict[str, Session] = {}
+        self.is_wanted: Callable[[BlockRequest], bool] = lambda request: True
+        """Asked between the parts of a block; where it says no, the block is given up."""
         self.info = ModelInfo(
             name=config.name,
             geometry=self.geometry,
             window=config.window,
             profile=profile.as_dict(),
             block_s=profile.block_s,
+            part_s=profile.part_s,
             in_domain_psnr_db=config.in_domain_psnr_db,
         )
 
@@ -217,13 +220,21 @@ class Generator:
         Raises:
             ModelError: the window or the order of blocks is wrong; the session stays usable.
             UnknownSessionError: no such session.
+            UnwantedError: `is_wanted` said no between two parts; the stream goes on with a later block.
         """
         session = self._session(request.session)
         self._check(request, session)
         applied = self._apply(session, request.block)
+
+        def ask(*_: object) -> None:
+            if not self.is_wanted(request):
+                session.last_block = request.block
+                raise UnwantedError(applied)
+
         clock = StageClock(self._device)
         audio = self.dit.audio_condition(self._columns(session, request)[None], session.weights)
         clock.mark("audio")
+        ask()
         distance = self.config.stream.sink_distance
         if distance == "random":
             distance = session.noise.sink_distance(request.block, *self.config.stream.sink_range)
@@ -234,6 +245,7 @@ class Generator:
             audio,
             self._pose(session, request),
             distance,
+            observe=ask,
             silence=session.silence,
         )
         clock.mark("dit")

@@ -67,6 +67,8 @@ class ModelInfo:
     """Seconds between blocks where several are under way at once; 0: one is made after the other."""
     depth: int = 1
     """Blocks that may be under way at once."""
+    part_s: float = 0.0
+    """Seconds of the longest part of a block, after which it can be called off; 0: it is always made to its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

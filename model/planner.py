@@ -212,6 +212,8 @@ def shapes(setting: Setting, count: int, asked: ParallelConfig) -> Iterator[Plan
                 offloads = (asked.offload,)
             if (kind == "sequence" and u == 1) or g < 1 or g * u > cards or (g > most):
                 continue
+            if heads % u or tokens % u:
+                continue
             for offload in offloads:
                 try:
                     plan = Plan(kind=kind, pipeline=g, sequence=u, vae="own" if alone else tiled, offload=offload)

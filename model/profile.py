@@ -60,6 +60,11 @@ class Profile:
     kv_dtype: torch.dtype | None = None
     """Of the rings' keys and values; None is the transformer's own."""
 
+    @property
+    def part_s(self) -> float:
+        """Seconds of the longest part of a block."""
+        return max(self.stage_s.values(), default=0.0)
+
     @classmethod
     def untimed(cls, config: ModelConfig, sigmas: tuple[float, ...] | None = None) -> Profile:
         """Float32 and a schedule as given (default: the full one), without timing: for evaluation and tests."""

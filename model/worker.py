@@ -43,7 +43,7 @@ from model.control import (
     Stop,
     Update,
 )
-from model.errors import CheckpointError, LinkError, ModelError, UnsupportedError
+from model.errors import CheckpointError, LinkError, ModelError, UnsupportedError, UnwantedError
 from model.frame_ring import RingWriter
 from model.interface import AvatarModel, BlockRequest, BlockResult
 from model.parallel import Plan
@@ -186,6 +186,10 @@ class Worker:
         self._failures = 0
         self._depth = getattr(model, "depth", 1)
         self._started_s: dict[tuple[str, int, int], float] = {}
+        self._applied: dict[str, tuple[str, ...]] = {}
+        """By session, changes that took effect in blocks which nobody got; the next one confirms them."""
+        if hasattr(model, "is_wanted"):
+            model.is_wanted = self._is_wanted
 
     @property
     def busy_since_s(self) -> float | None:
@@ -220,6 +224,7 @@ class Worker:
                 with _forgiving(f"update of session {update.session}"):
                     self._model.update(update)
             case Close(session):
+                self._applied.pop(session, None)
                 self._model.close(session)
             case Step(request):
                 self._step(request)
@@ -227,6 +232,15 @@ class Worker:
     def _accept_arrived(self) -> None:
         for command in self._arrived():
             self.put(command)
+
+    def _is_wanted(self, request: BlockRequest) -> bool:
+        """Whether the block that is being made shall be gone on with."""
+        self._accept_arrived()
+        return not self.is_stopped and self.desk.is_current(request)
+
+    def _unwanted(self, key: dict[str, Any], applied: tuple[str, ...]) -> None:
+        self._applied[key["session"]] = self._applied.get(key["session"], ()) + applied
+        self._report(Skipped(**key, reason="stale"))
 
     def _open(self, job: Open) -> None:
         try:
@@ -264,6 +278,9 @@ class Worker:
             result = self._model.step(request)
         except LinkError as error:
             raise BrokenError(str(error)) from error
+        except UnwantedError as error:
+            self._unwanted(key, error.applied)
+            return
         except Exception as error:  # one block is lost, the stream goes on
             self._started_s.pop((request.session, request.block, request.epoch), None)
             self._fail(key, error)
@@ -277,14 +294,15 @@ class Worker:
         self._failures = 0
         self._accept_arrived()
         if not self.desk.is_current(result):
-            self._report(Skipped(**key, reason="stale"))
+            self._unwanted(key, result.applied)
             return
         slot = self._store.write(result.frames)
         if slot is None:
             self._report(Skipped(**key, reason="no_slot"))
             return
         times = {"started_s": started_s, "finished_s": self._now()}
-        self._report(Done(**key, slot=slot, **times, stage_s=dict(result.stage_s), applied=result.applied))
+        applied = self._applied.pop(result.session, ()) + result.applied
+        self._report(Done(**key, slot=slot, **times, stage_s=dict(result.stage_s), applied=applied))
 
     def _fail(self, key: dict[str, Any], error: Exception) -> None:
         log.error("block %s of session %s failed: %s", key["block"], key["session"], error, exc_info=error)

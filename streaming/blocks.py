@@ -131,11 +131,14 @@ class Blocks:
         self._announcer.tell("warning", code="internal", message=message)
 
     def _busy_s(self, usual_s: float) -> float:
-        """How long the block under way, which cannot be cut short, will probably take yet."""
+        """How long the block under way will probably take yet; a model that can calls it off after a part."""
         if not self._asked:
             return 0.0
         begun_s = max(self._answered_s, min(asked.closed_s for asked in self._asked.values()))
-        return min(max(0.0, begun_s + usual_s - self._clock.now()), usual_s)
+        info = self._stream.info
+        slower = usual_s / info.block_s if info.block_s else 1.0
+        longest_s = info.part_s * slower or usual_s
+        return min(max(0.0, begun_s + usual_s - self._clock.now()), longest_s)
 
     def _due_s(self, slot: int) -> float:
         return self._playout.frame_s(self._stream.geometry.block_start_frame(slot))
