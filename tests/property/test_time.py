@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.control import Interrupt, Open, Skipped, Step
+from model.desk import Desk
 from model.interface import BlockRequest, SessionSpec
-from model.worker import Desk
 from streaming.config import WindowConfig
 from streaming.playout import Playout
 from streaming.segments import SegmentBook

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.errors import CheckpointError, ModelError, PortraitError, UnknownSessionError
+from model.errors import CheckpointError, ModelError, PortraitError, UnknownSessionError, UnwantedError
 from model.generator import Generator
 from model.interface import SessionUpdate
 from tests.unit.model.small_model import config, generator, modules, portrait, request, spec
@@ -215,3 +215,19 @@ def test_pose_channels_must_fit() -> None:
     with pytest.raises(CheckpointError, match="8 pose channels"):
         generator(cfg)
     assert modules(cfg)["dit"].cond_encoder.weight.shape[1] == 8
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_a_block_that_nobody_wants_any_more_is_given_up_between_its_parts(part: int) -> None:
+    model = generator()
+    model.open(spec())
+    model.step(request(model.config, 0))
+    model.update(SessionUpdate(session="a", block=1, prompt="happy"))
+    asked = []
+    model.is_wanted = lambda request: asked.append(request) or len(asked) <= part
+    with pytest.raises(UnwantedError) as caught:
+        model.step(request(model.config, 1))
+    assert caught.value.applied == ("prompt",) and len(asked) == part + 1
+    model.is_wanted = lambda request: True
+    result = model.step(request(model.config, 2))
+    assert result.applied == () and result.frames.std() > 1

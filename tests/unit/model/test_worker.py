@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from model.control import Close, Done, Interrupt, Open, Opened, Refused, Release, Skipped, Step, Update
-from model.errors import CheckpointError, PortraitError, UnknownSessionError
+from model.desk import Desk
+from model.errors import CheckpointError, PortraitError, UnknownSessionError, UnwantedError
 from model.fake import FakeConfig, FakeModel
 from model.interface import BlockRequest, BlockResult, SessionSpec, SessionUpdate
-from model.worker import BrokenError, Desk, Worker, load, sentence
+from model.worker import BrokenError, Worker, load, sentence
 
 PORTRAIT = np.full((64, 64, 3), 128, np.uint8)
 WINDOW = np.zeros(FakeConfig().window.samples, np.float32)
@@ -224,3 +225,33 @@ def test_sentences():
     assert sentence(CheckpointError("tiny.safetensors is\n missing")) == "tiny.safetensors is missing"
     assert sentence(KeyError("x")) == "KeyError: 'x'"
     assert sentence(MemoryError()) == "MemoryError"
+
+
+class Parted:
+    """A model that asks between two parts whether it shall go on, and hears of an interrupt there."""
+
+    def __init__(self, bench_put) -> None:
+        self.inner = FakeModel(FakeConfig(width=64, height=64))
+        self.info, self.open, self.close = self.inner.info, self.inner.open, self.inner.close
+        self.is_wanted = lambda request: True
+        self.put, self.interrupts = bench_put, []
+
+    def step(self, request: BlockRequest) -> BlockResult:
+        while self.interrupts:
+            self.put(self.interrupts.pop())
+        if not self.is_wanted(request):
+            raise UnwantedError(("prompt",))
+        return self.inner.step(request)
+
+
+def test_an_interrupt_ends_the_block_under_way_and_its_change_is_confirmed_by_the_next() -> None:
+    bench = Bench(Parted(lambda command: bench.put(command))).opened("a")
+    bench.model.interrupts.append(Interrupt("a", 1))
+    bench.put(step("a", 0))
+    assert [(type(r), r.reason) for r in bench.run()] == [(Skipped, "stale")]
+    bench.put(step("a", 1, epoch=1))
+    (done,) = bench.run()
+    assert isinstance(done, Done) and done.applied == ("prompt",)
+    bench.put(step("a", 2, epoch=1))
+    (done,) = bench.run()
+    assert done.applied == ()
