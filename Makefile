@@ -25,14 +25,16 @@ help:
 serve: $(VENV)/.installed
 	$(BIN)/avatarcast serve $(ARGS)
 
-# First what may share the machine, on all cores; then what needs it to itself, one after the other. Both always run.
+# First what may share the machine, on all cores (what fails there gets a second chance alone, since many tests wait for
+# real time); then what needs the machine to itself, one after the other. Both always run.
 test: system-packages $(VENV)/.installed-test
 	mkdir -p artifacts
 ifneq ($(strip $(ARGS)),)
 	$(BIN)/python -m pytest $(ARGS)
 else
 	@status=0; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(TOGETHER) || status=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(TOGETHER) || \
+		$(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(TOGETHER) || status=$$?; \
 	$(BIN)/python -m pytest tests/e2e tests/interop || status=$$?; \
 	exit $$status
 endif
