@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
+from model.bench_offload import main
 from model.compile import speed_up
 from model.errors import UnsupportedError
 from model.generator import load_model
@@ -72,3 +74,12 @@ def test_the_published_model_needs_this_much_main_memory() -> None:
     assert 28e9 < host_bytes(sizes, fp8=False, kv_fp8=False, keeps_rings=False) < 44e9
     rings = host_bytes(sizes, False, False, True) - host_bytes(sizes, False, False, False)
     assert 1 <= rings / (4 * 40 * 12672 * 5120 * 2 * 2) < 1.05  # pieces fit powers of two at 704x384
+
+
+@pytest.mark.parametrize("vae", ["shared", "tiled"])
+def test_the_bench_runs_at_mini_size(vae: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", "mini", "--size", "64x64", "--blocks", "1", "--dtype", "bf16", "--vae", vae, "--json"]
+    assert main(words) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["block_s"]["p50"] > 0 and result["host_gb"] >= result["layers_gb"] > 0
+    assert main(["--offload", "kv"]) == 2 and "choose weights or weights+kv" in capsys.readouterr().err
