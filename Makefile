@@ -11,8 +11,9 @@ SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Tests that may share the machine; those of tests/e2e and tests/interop judge real time.
-TOGETHER := $(addprefix tests/,house parity property unit)
+# Tests that judge real time have the machine to themselves; all others may share it.
+ALONE := tests/e2e/test_presenter.py tests/e2e/test_command_client.py tests/interop
+TOGETHER := $(filter-out $(ALONE),$(wildcard tests/e2e/test_*.py)) $(addprefix tests/,house parity property unit)
 # The first interpreter that is new enough; `make serve PYTHON=/path/to/python3.12` overrides it.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
@@ -35,7 +36,7 @@ else
 	@status=0; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(TOGETHER) || \
 		$(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(TOGETHER) || status=$$?; \
-	$(BIN)/python -m pytest tests/e2e tests/interop || status=$$?; \
+	$(BIN)/python -m pytest $(ALONE) || status=$$?; \
 	exit $$status
 endif
 

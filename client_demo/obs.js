@@ -52,7 +52,7 @@ async function watch() {
       if (detail === "lost") hide();
       if (detail === "gone" || detail === "failed") resolve();
     });
-    peer.addEventListener("message", ({ detail }) => { if (detail.type === "state" && detail.state === "closing") resolve(); });
+    peer.addEventListener("message", ({ detail }) => { if (detail.type === "state" && detail.state === "closing") { place?.forget(); resolve(); } });
   });
   peer.addEventListener("stream", ({ detail }) => show(detail));
   try {

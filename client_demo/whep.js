@@ -34,6 +34,11 @@ export class Whep {
     await send(this.#resource, { method: "PATCH", type: "application/trickle-ice-sdpfrag", body, token: this.#token, headers: { "If-Match": this.#tag } });
   }
 
+  /** The session is over, and the place with it. */
+  forget() {
+    this.#resource = null;
+  }
+
   /** Gives the place back, also while the page goes away. */
   leave() {
     const resource = this.#resource;

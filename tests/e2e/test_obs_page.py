@@ -58,6 +58,7 @@ async def test_it_plays_with_sound_unasked_and_leaves_the_speaker_alone(
     await page.evaluate("dispatchEvent(new CustomEvent('obsSourceVisibleChanged', { detail: { visible: false } }))")
     await playing(page)
     await chromium.shoot(page, "obs_desktop_plain")
+    await page.close()  # before the presenter, whose session ends with it
 
 
 async def test_it_survives_a_restart_and_finds_the_resumed_session(
