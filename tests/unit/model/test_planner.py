@@ -64,7 +64,7 @@ def test_weights_are_counted_exactly(config) -> None:
     assert count(vae.decoder, vae.post_quant_conv) == decoder_params(config.vae)
 
 
-@pytest.mark.parametrize("name", ["single-fp8", "decoder", "decoder-tiled"])
+@pytest.mark.parametrize("name", ["single-fp8", "decoder"])
 def test_what_stays_is_what_was_predicted(name: str) -> None:
     """The script that runs on a card, at mini size: tensors that stay, where a processor counts no peaks."""
     case = next(case for case in CASES if case.name == name)
