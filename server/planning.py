@@ -7,6 +7,7 @@ processor, and for the drawn figure, nothing is looked at.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from model.planner import Layout, Outcome, choose
 from model.setting import setting_of
 from server.config import Config, ModelSection
 from server.errors import ConfigError, StartError
+
+log = logging.getLogger(__name__)
 
 _COLUMNS = ("weights", "rolling_cache", "condition_cache", "activations", "vae", "reserve")
 _SHOWN_MISSES = 12
@@ -100,6 +103,7 @@ def plan_to_run(model: ModelSection, parallel: ParallelConfig) -> tuple[Plan | N
     if not cards:
         return None, None  # loading says which device is missing
     layout = checked_layout(model, parallel, cards)
+    log.info("plan %s\n%s", title(layout), "\n".join(table(layout)))
     return layout.plan, layout.room
 
 

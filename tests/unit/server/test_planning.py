@@ -82,7 +82,10 @@ def test_nothing_fits_is_exit_code_1_and_bad_input_2(capfd: pytest.CaptureFixtur
         assert sentence in capfd.readouterr().err
 
 
-def test_a_model_that_does_not_fit_is_refused_before_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_fit_is_refused_before_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "server.planning")
     card(tmp_path, monkeypatch, "NVIDIA H100 80GB HBM3, 81559, 76000")
     section = ModelSection(checkpoint="random:14b")
     assert plan_to_run(section, ParallelConfig())[0].kind == "offload"  # slow, but it runs
@@ -93,6 +96,7 @@ def test_a_model_that_does_not_fit_is_refused_before_loading(tmp_path: Path, mon
     assert "nearest plan that fits: single, weights fp8, caches fp8" in told
     fitting = ModelSection(checkpoint="random:14b", weights_dtype="fp8", kv_dtype="fp8")
     assert plan_to_run(fitting, ParallelConfig()) == (Plan(weights_dtype="fp8", kv_dtype="fp8"), 1)
+    assert "plan single, weights fp8, caches fp8" in caplog.text and "rings" in caplog.messages[-1]
     assert plan_to_run(ModelSection(), ParallelConfig())[0] is not None  # tiny fits anything
 
 
