@@ -127,6 +127,8 @@ class RemoteModel:
             match report:
                 case None:
                     raise LinkError(f"{self._process.cause_of_death()}; start again")
+                case Failed(reason, is_final=False):
+                    raise LinkError(reason)
                 case Failed(reason) | Refused(_, reason):
                     raise ModelError(reason)
                 case Skipped():
