@@ -35,12 +35,14 @@ from model.control import (
     Skipped,
     Step,
     Stop,
+    Unchanged,
     Update,
+    Updated,
 )
 from model.desk import Desk, Job
 from model.errors import CheckpointError, LinkError, ModelError, UnsupportedError, UnwantedError
 from model.frame_ring import RingWriter
-from model.interface import AvatarModel, BlockRequest, BlockResult
+from model.interface import AvatarModel, BlockRequest, BlockResult, SessionUpdate
 from model.parallel import Plan
 
 log = logging.getLogger(__name__)
@@ -129,8 +131,7 @@ class Worker:
             case Open():
                 self._open(job)
             case Update(update):
-                with _forgiving(f"update of session {update.session}"):
-                    self._model.update(update)
+                self._update(update)
             case Close(session):
                 self._applied.pop(session, None)
                 self._model.close(session)
@@ -159,6 +160,16 @@ class Worker:
             self._report(Refused(job.spec.session, sentence(error)))
         else:
             self._report(Opened(info))
+
+    def _update(self, update: SessionUpdate) -> None:
+        try:
+            info = self._model.update(update)
+        except Exception as error:  # the change is refused, the stream goes on
+            if not isinstance(error, ModelError):
+                log.exception("update of session %s failed", update.session)
+            self._report(Unchanged(update.session, update.block, update.parts, sentence(error)))
+        else:
+            self._report(Updated(info))
 
     def advance(self, limit_s: float) -> None:
         """Bring blocks under way on, and hand out one that is finished.
@@ -224,14 +235,6 @@ def sentence(error: BaseException) -> str:
     """An exception as one line; our own errors say what to do, of others the kind is named too."""
     text = " ".join(str(error).split())
     return text if text and isinstance(error, ModelError) else f"{type(error).__name__}: {text}".rstrip(": ")
-
-
-@contextlib.contextmanager
-def _forgiving(what: str):
-    try:
-        yield
-    except Exception:
-        log.exception("%s failed", what)
 
 
 def plan_of(spec: Mapping[str, Any]) -> Plan:
