@@ -10,10 +10,13 @@ Rank 0 leads: it hears, reads and orders; what others need of that comes to them
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from model.parallel import Plan
+
+_HALVINGS = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +103,7 @@ class Mesh:
         self.plan = plan
         tail = decoding if plan.vae != "own" else 0.0
         costs = layer_costs or [1.0] * num_layers
-        self.layers = split(costs, count, tail) if by_layers else [everything[0]] * count
+        self.layers = _runs(plan, num_layers) or split(costs, count, tail) if by_layers else [everything[0]] * count
         self.steps = split([1.0] * num_steps, count) if by_steps else [everything[1]] * count
         self.world = plan.num_devices
         self.decoder = self.world - 1 if plan.vae == "own" else (count - 1) * plan.sequence
@@ -167,33 +170,63 @@ class Mesh:
         return [peers for peers in found if len(peers) > 1]
 
 
+def _runs(plan: Plan, num_layers: int) -> list[range]:
+    """The planner's own cut, where there is one."""
+    ends = list(itertools.accumulate(plan.cut, initial=0))
+    if plan.cut and ends[-1] != num_layers:
+        raise ValueError(
+            f"the plan was made for {ends[-1]} layers but the checkpoint has {num_layers}; correct its config.json"
+        )
+    return [range(a, b) for a, b in itertools.pairwise(ends)]
+
+
+def cut(total: int, count: int, cost: Callable[[int, int, int], float], highest: float) -> list[range] | None:
+    """Cut a row of things into runs, none empty, so that the dearest run is as cheap as can be.
+
+    Args:
+        total: things.
+        count: runs.
+        cost: of run number n from one thing to before another; it rises with the run's length.
+        highest: no run may cost more.
+
+    Returns:
+        The runs; None where `highest` is too low.
+    """
+
+    def within(limit: float) -> list[range] | None:
+        """Every run as long as the limit allows; None if things are left over."""
+        runs, start = [], 0
+        for n in range(count):
+            stop = start
+            while stop < total - (count - 1 - n) and cost(n, start, stop + 1) <= limit:
+                stop += 1
+            if stop == start:
+                return None
+            runs.append(range(start, stop))
+            start = stop
+        return runs if start == total else None
+
+    low, high, best = 0.0, highest, within(highest)
+    for _ in range(_HALVINGS if best else 0):
+        middle = (low + high) / 2
+        found = within(middle)
+        low, high, best = (low, middle, found) if found else (middle, high, best)
+    return best
+
+
 def split(costs: Sequence[float], count: int, tail: float = 0.0) -> list[range]:
-    """Cut a row of things into `count` runs, none empty, so that the dearest run is as cheap as can be.
+    """As `cut`, for things that cost the same wherever they are.
 
     Args:
         costs: of the things.
         count: of runs.
         tail: what the last run costs beside its things.
     """
-    total = len(costs)
-    sums = [0.0]
-    for cost in costs:
-        sums.append(sums[-1] + cost)
-    best = [[float("inf")] * (total + 1) for _ in range(count + 1)]
-    cut = [[0] * (total + 1) for _ in range(count + 1)]
-    best[0][0] = 0.0
-    for n in range(1, count + 1):
-        for end in range(n, total + 1):
-            for start in range(n - 1, end):
-                worst = max(best[n - 1][start], sums[end] - sums[start] + (tail if n == count else 0.0))
-                if worst < best[n][end] - 1e-12:
-                    best[n][end], cut[n][end] = worst, start
-    runs: list[range] = []
-    end = total
-    for n in range(count, 0, -1):
-        runs.append(range(cut[n][end], end))
-        end = cut[n][end]
-    return runs[::-1]
+    sums = list(itertools.accumulate(costs, initial=0.0))
+    cost = lambda n, start, stop: sums[stop] - sums[start] + (tail if n == count - 1 else 0.0)  # noqa: E731
+    runs = cut(len(costs), count, cost, 2 * (sums[-1] + tail))
+    assert runs is not None
+    return runs
 
 
 def check_sequence(sequence: int, num_heads: int, tokens: int) -> None:

@@ -33,8 +33,11 @@ class Plan:
     """Decoder on the last stage's device, on a device of its own, or on the last stage's tile by tile."""
     offload: Literal["none", "weights", "weights+kv"] = "none"
     """What waits in host memory and streams to the device."""
+    cut: tuple[int, ...] = ()
+    """Layers of each stage of `layers`, as the planner cut them for the cards' memory; empty: by arithmetic alone."""
 
     def __post_init__(self) -> None:
+        assert not self.cut or (self.kind == "layers" and len(self.cut) == self.pipeline), "a cut is one number a stage"
         if self.pipeline < 1 or self.sequence < 1:
             raise ValueError(f"a plan of {self.pipeline} x {self.sequence} devices cannot run; both must be 1 or more")
         if self.kind in ("single", "offload") and self.pipeline * self.sequence > 1:

@@ -21,6 +21,7 @@ from model.memory import (
     need_of,
     session_bytes,
 )
+from model.mesh import cut, split
 from model.parallel import KINDS, ParallelConfig, Plan
 from model.plan_speed import busy_s
 
@@ -100,7 +101,7 @@ def duties_of(setting: Setting, plan: Plan, gpus: Sequence[Gpu], reserve: float 
         shares = _split(setting, plan, gpus, reserve, lambda stage, layers: duty(stage, 0, layers, rings))
         stages = [(layers, rings) for layers in shares]
     elif plan.kind == "timestep":
-        stages = [(every, rings // count + (i < rings % count)) for i in range(count)]
+        stages = [(every, len(steps)) for steps in split([1.0] * rings, count)]
     else:
         stages = [(every, rings)]
     duties = [duty(i, part, *stage) for i, stage in enumerate(stages) for part in range(plan.sequence)]
@@ -121,36 +122,18 @@ def _split(
         work = duty(stage, range(start, stop))
         return need_of(setting, plan, work).peak + reserve, busy_s(setting, plan, work, gpus[stage * width])
 
-    def filled(longest_s: float, lacking: float) -> list[range] | None:
-        """Every stage as full as two limits allow; None if layers are left over."""
-        shares, start = [], 0
-        for stage in range(count):
-            gpu, stop = gpus[stage * width], start + 1
-            while stop <= total - (count - 1 - stage):
-                held, seconds = costs(stage, start, stop)
-                if held > gpu.usable + lacking or seconds > longest_s:
-                    break
-                stop += 1
-            if stop - 1 == start:
-                return None
-            shares.append(range(start, stop - 1))
-            start = stop - 1
-        return shares if start == total else None
+    def seconds(stage: int, start: int, stop: int) -> float:
+        held, busy = costs(stage, start, stop)
+        return busy if held <= gpus[stage * width].usable else math.inf
 
-    def least(attempt: Callable[[float], list[range] | None], high: float) -> list[range]:
-        low, best = 0.0, attempt(high)
-        assert best is not None
-        for _ in range(24):
-            middle = (low + high) / 2
-            found = attempt(middle)
-            low, high, best = (low, middle, found) if found is not None else (middle, high, best)
-        return best
+    def lacking(stage: int, start: int, stop: int) -> float:
+        return costs(stage, start, stop)[0] - gpus[stage * width].usable
 
     every = duty(0, range(total))
     slowest = max(busy_s(setting, plan, replace(every, decodes=True), gpu) for gpu in gpus)
-    if filled(math.inf, 0.0) is None:
-        return least(lambda lacking: filled(math.inf, lacking), 1000 * GB)
-    return least(lambda longest_s: filled(longest_s, 0.0), slowest * 1.01)
+    shares = cut(total, count, seconds, slowest * 1.01) or cut(total, count, lacking, 1000 * GB)
+    assert shares is not None
+    return shares
 
 
 def lay_out(setting: Setting, plan: Plan, gpus: Sequence[Gpu], reserve_gb: float) -> Layout:
@@ -158,6 +141,10 @@ def lay_out(setting: Setting, plan: Plan, gpus: Sequence[Gpu], reserve_gb: float
     used, reserve = tuple(gpus[: plan.num_devices]), reserve_gb * GB
     assert len(used) == plan.num_devices, "more devices than cards"
     duties = duties_of(setting, plan, used, reserve)
+    if plan.kind == "layers":
+        plan = replace(
+            plan, cut=tuple(len(duty.layers) for duty in duties[: plan.pipeline * plan.sequence : plan.sequence])
+        )
     needs = tuple(need_of(setting, plan, duty) for duty in duties)
     busy = [busy_s(setting, plan, duty, gpu) for duty, gpu in zip(duties, used, strict=True)]
     stages = busy[:: plan.sequence] if plan.vae != "own" else [*busy[: -1 : plan.sequence], busy[-1]]

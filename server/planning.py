@@ -215,7 +215,7 @@ def as_plain(outcome: Outcome) -> dict[str, Any]:
     best = outcome.nearest
     return {
         "fits": outcome.chosen is not None,
-        "plan": asdict(best.plan),
+        "plan": {name: value for name, value in asdict(best.plan).items() if name != "cut"},
         "devices": devices_of(best),
         "block_s": round(best.block_s, 4),
         "sessions": best.sessions,

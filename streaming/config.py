@@ -78,7 +78,7 @@ class WindowConfig:
 class LatencyConfig:
     """How far presentation runs behind the sample clock: block + look-ahead + jitter + compute + margin."""
 
-    compute_factor: float = 1.25
+    compute_factor: float = 1.5
     """Room for a block's time on this machine: its measured median times this."""
     margin_ms: int = 80
     """Room for hand-over between processes, encoding, and the loop."""

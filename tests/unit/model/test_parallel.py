@@ -8,8 +8,11 @@ import pytest
 
 from model.config import DiTConfig
 from model.forge import forged_config
+from model.gpus import parse_gpus
+from model.memory import Setting
 from model.mesh import Mesh, check_sequence, split
 from model.parallel import Plan
+from model.planner import lay_out
 from model.rank import mesh_of
 from model.share import share_config, whole_name
 
@@ -37,6 +40,17 @@ def test_layers_are_cut_by_cost_and_the_decoder_counts() -> None:
     assert split([4, 1, 1, 1, 1], 2) == [range(0, 1), range(1, 5)]
     lengths = [len(run) for run in split([1.0] * 40, 4, tail=5.0)]
     assert sum(lengths) == 40 and max(*lengths[:3], lengths[3] + 5) == 12
+
+
+def test_the_planners_cut_is_what_ranks_load() -> None:
+    mini = forged_config("mini")
+    layout = lay_out(Setting(config=mini, steps=4), Plan(kind="layers", pipeline=2), parse_gpus("2x24GB"), 1.0)
+    assert len(layout.plan.cut) == 2 and sum(layout.plan.cut) == mini.dit.num_layers
+    mesh = mesh_of(mini, dataclasses.replace(layout.plan, cut=(1, mini.dit.num_layers - 1)))
+    assert mesh.layers == [range(1), range(1, mini.dit.num_layers)]
+    assert mesh_of(mini, layout.plan).layers == [duty.layers for duty in layout.duties]
+    with pytest.raises(ValueError, match="made for 5 layers but the checkpoint has 4"):
+        mesh_of(mini, dataclasses.replace(layout.plan, cut=(3, 2)))
 
 
 def test_what_does_not_divide_is_refused() -> None:

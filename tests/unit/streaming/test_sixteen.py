@@ -43,7 +43,7 @@ def test_a_film_is_as_long_as_its_sound_and_in_step(tmp_path) -> None:
 
 async def test_a_live_session_keeps_lips_and_sound_together() -> None:
     async with Room(model=FakeModel(SMALL), block_s=0.2) as room:
-        assert room.session.latency_s == 1.25  # 750 + 80 + 60 + 250 + 80, up to whole pictures
+        assert room.session.latency_s == 1.3125  # 750 + 80 + 60 + 300 + 80, up to whole pictures
         await room.until(0)
         await room.speak(np.concatenate([SILENCE[:9600], babble(2.0), SILENCE, SILENCE, SILENCE]))
         assert [picture.pts_s for picture in room.pictures] == [Fraction(p.index, 16) for p in room.pictures]
