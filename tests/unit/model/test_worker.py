@@ -3,7 +3,20 @@
 import numpy as np
 import pytest
 
-from model.control import Close, Done, Interrupt, Open, Opened, Refused, Release, Skipped, Step, Update
+from model.control import (
+    Close,
+    Done,
+    Interrupt,
+    Open,
+    Opened,
+    Refused,
+    Release,
+    Skipped,
+    Step,
+    Unchanged,
+    Update,
+    Updated,
+)
 from model.desk import Desk
 from model.errors import CheckpointError, PortraitError, UnknownSessionError, UnwantedError
 from model.fake import FakeConfig, FakeModel
