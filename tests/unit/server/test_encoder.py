@@ -111,7 +111,7 @@ def portrait_with_text(index: int, size: int = 256) -> np.ndarray:
 
 @pytest.mark.parametrize("kbps", [2500, 800])
 def test_writing_stays_readable_and_key_frames_cause_no_stutter(kbps: int) -> None:
-    """Two figures of every picture: brightness of the writing against the original, and the time it takes on the way."""
+    """Of every picture: brightness of the writing against the original, and the time it takes on the way."""
     config = EncodeConfig(bitrate_kbps=kbps)
     encoder = H264Encoder(width=256, height=256, fps=25, config=config)
     packets = [encoder.encode(portrait_with_text(k), k) for k in range(125)]

@@ -71,7 +71,8 @@ def check_media(path: Path, bound_ms: float = 40, *, live_s: float | None = None
         assert container.streams.video[0].codec_context.name == "h264"
         assert container.streams.audio[0].codec_context.name == "aac"
         at_s = [float(packet.pts * packet.time_base) for packet in container.demux(video=0) if packet.pts is not None]
-    fps = (len(at_s) - 1) / (max(at_s) - min(at_s))
+    late = sorted(at_s)[-50:]  # an RTSP receiver stamps its first picture before it knows the sender's clock
+    fps = (len(late) - 1) / (late[-1] - late[0])
     assert 23 < fps < 26
     found = offsets_ms(str(path))
     assert found, "no flash with its beep arrived"
