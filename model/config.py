@@ -7,15 +7,13 @@ Letters: z latent channels, h and w latent rows and columns.
 
 from __future__ import annotations
 
-import difflib
-import types
-import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from model.component_config import UMT5TextConfig, WanVAEConfig, XLSRAudioConfig
 from model.geometry import Geometry
 from model.interface import WindowSpec
+from model.plain_values import read_plain
 from model.sampling import SamplingChoice, chosen_size
 
 MOTION_BUCKETS = (1, 2, 16)
@@ -400,7 +398,7 @@ class ModelConfig:
         Raises:
             ValueError: an unknown key (named with its path and the nearest known name) or a bad value.
         """
-        return _read(cls, data, "")
+        return read_plain(cls, data, "")
 
 
 def tiny() -> ModelConfig:
@@ -507,55 +505,22 @@ class RunConfig(SamplingChoice):
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RunConfig:
         """Read plain values, as strictly as `ModelConfig.from_dict`."""
-        return _read(cls, data, "")
+        return read_plain(cls, data, "")
 
 
-def _read(kind: Any, value: Any, path: str) -> Any:
-    """Turn plain values into `kind`: a dataclass, a tuple of one element type, a number, a string, a union."""
-    if is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ValueError(f"{path or 'the configuration'} is {value!r}; give a mapping")
-        hints = typing.get_type_hints(kind)
-        for key in value:
-            if key not in hints:
-                near = difflib.get_close_matches(str(key), list(hints), 1)
-                hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(hints)}"
-                raise ValueError(f"unknown key {path + str(key)}{hint}")
-        return kind(**{k: _read(hints[k], v, f"{path}{k}.") for k, v in value.items()})
-    name = path.rstrip(".")
-    origin = typing.get_origin(kind)
-    if origin is tuple:
-        inner, length = typing.get_args(kind), None
-        if inner[-1] is not Ellipsis:
-            length = len(inner)
-        if not isinstance(value, (list, tuple)) or (length is not None and len(value) != length):
-            raise ValueError(f"{name} is {value!r}; give a list" + (f" of {length}" if length else ""))
-        return tuple(_read(inner[0], v, path) for v in value)
-    if origin in (typing.Union, types.UnionType):
-        parts = [option for option in typing.get_args(kind) if is_dataclass(option)]
-        if parts:
-            return _read(_of_kind(parts, value, name), value, path)
-        for option in typing.get_args(kind):
-            try:
-                return _read(option, value, path)
-            except ValueError:
-                continue
-        raise ValueError(f"{name} is {value!r}, which fits none of {typing.get_args(kind)}")
-    if origin is Literal:
-        if value not in typing.get_args(kind):
-            raise ValueError(f"{name} is {value!r}; choose {' or '.join(map(str, typing.get_args(kind)))}")
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind in (int, float) and isinstance(value, bool)):
-        raise ValueError(f"{name} is {value!r}; give a value of type {kind.__name__}")
-    return value
+def chosen_stream(config: ModelConfig, run: RunConfig) -> StreamConfig:
+    """A checkpoint's stream with the clip, the sink and its distance that the operator chose.
 
-
-def _of_kind(parts: list[Any], value: Any, name: str) -> Any:
-    """The dataclass among `parts` whose `kind` is the one that `value` names; the first where it names none."""
-    kinds = {part.__dataclass_fields__["kind"].default: part for part in parts}
-    wanted = value.get("kind", next(iter(kinds))) if isinstance(value, dict) else next(iter(kinds))
-    if wanted not in kinds:
-        raise ValueError(f"{name}.kind is {wanted!r}; choose {' or '.join(kinds)}")
-    return kinds[wanted]
+    Raises:
+        ValueError: the checkpoint learned another length.
+    """
+    stream = config.stream
+    if run.clip_blocks not in (0, stream.ring_blocks):
+        if not isinstance(config.audio, XLSRAudioConfig):
+            raise ValueError(
+                f"clip_blocks is {run.clip_blocks}, but checkpoint {config.name} learned {stream.ring_blocks}; use 0"
+            )
+        stream = replace(stream, ring_blocks=run.clip_blocks)
+    if run.sink_distance != "auto":
+        stream = replace(stream, sink_distance=run.sink_distance)
+    return stream if run.sink == "auto" else replace(stream, replace_sink=run.sink == "replace")

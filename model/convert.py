@@ -23,7 +23,8 @@ from model.errors import CheckpointError, exit_code_of
 from model.fp8 import Rounded, can_round
 from model.fp8_kernels import to_fp8_rows
 from model.published import CONFIG, SPEECH, read_json
-from model.released import ALPHA, INDEX, MERGED, SCALE, STORED, LoadPlan, by_file, plan_released, stored_tensors
+from model.released import ALPHA, by_file, stored_tensors
+from model.survey import INDEX, MERGED, SCALE, STORED, LoadPlan, plan_released
 from model.tensor_files import FP8, write_safetensors
 from model.weights import build_modules
 

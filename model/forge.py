@@ -27,8 +27,9 @@ from model.errors import CheckpointError, exit_code_of
 from model.lora import target_modules
 from model.published import CONFIG, SPEECH, forged_config
 from model.published_keys import umt5_key, wan_vae_key, xlsr_key
-from model.released import INDEX, TEXT, TOKENIZER, VAE, assemble
+from model.released import assemble
 from model.share import PARTS, WHOLE_SHARE, Share
+from model.survey import INDEX, TEXT, TOKENIZER, VAE
 from model.tensor_files import write_safetensors
 from model.weights import build_modules
 

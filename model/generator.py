@@ -186,7 +186,7 @@ class Generator:
             columns=None if spec.sound is None else self._file_columns(spec.sound, spec.speakers),
             weights=weights,
             silence=self._silence(spec.speakers, weights),
-            noise=NoiseSource(spec.seed, shape, self._noise, self.geometry.blocks_per_clip),
+            noise=NoiseSource(spec.seed, shape, self._noise, self.geometry.blocks_per_clip, self._device),
             motion=motion,
             pose=pose,
             last_block=spec.first_block - 1,

@@ -61,6 +61,7 @@ class NoiseSource:
         shape: tuple[int, int, int, int],
         mode: Literal["block", "clip"] = "block",
         clip_blocks: int = 4,
+        device: str | torch.device = "cpu",
     ) -> None:
         """
         Args:
@@ -69,7 +70,10 @@ class NoiseSource:
             mode: `block` counts by (seed, block) and may start anywhere; `clip` draws whole clips seeded with
                 seed + clip and slices them, as the published pipelines do.
             clip_blocks: blocks of a clip.
+            device: where `clip` draws; a GPU's numbers are others than a processor's, and the published pipelines draw
+                bfloat16 on the GPU.
         """
+        self._device = torch.device(device)
         self._seed, self._shape, self._mode, self._clip_blocks = seed, shape, mode, clip_blocks
         self._clip: tuple[int, Tensor] | None = None
 
@@ -79,15 +83,18 @@ class NoiseSource:
         return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
     def block(self, block: int) -> Tensor:
-        """Noise of one block, [1, C, F, h, w] float32 on the CPU."""
+        """Noise of one block, [1, C, F, h, w] float32; of `clip` on the device, else on the CPU."""
         if self._mode == "block":
             return torch.from_numpy(self._stream(block, _NOISE).standard_normal((1, *self._shape), np.float32))
         clip, index = divmod(block, self._clip_blocks)
         if self._clip is None or self._clip[0] != clip:
             channels, frames, height, width = self._shape
-            source = torch.Generator().manual_seed(self._seed + clip)
-            noise = torch.randn(1, channels, frames * self._clip_blocks, height, width, generator=source)
-            self._clip = (clip, noise)
+            source = torch.Generator(self._device).manual_seed(self._seed + clip)
+            shape, dtype = (channels, frames * self._clip_blocks, height, width), torch.float32
+            if self._device.type == "cuda":
+                dtype = torch.bfloat16
+            noise = torch.randn(shape, generator=source, device=self._device, dtype=dtype)
+            self._clip = (clip, noise.float()[None])
         frames = self._shape[1]
         return self._clip[1][:, :, index * frames : (index + 1) * frames]
 

@@ -10,6 +10,8 @@ from model.picture_size import size_within_area
 SOLVERS = ("euler", "unipc", "dpm++", "dpmpp_2m")
 MOST_STEPS = 8
 MOST_GUIDANCE = 30.0
+MOST_CLIP_BLOCKS = 16
+MOST_DISTANCE = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,14 @@ class SamplingChoice:
     """Counted by block, so that a stream can start anywhere; clip draws it as the published pipelines do."""
     reference: Literal["auto", "first", "steady"] = "auto"
     """Which latent of the still portrait conditions a stream until the sink is replaced; auto: the checkpoint's own."""
+    sink: Literal["auto", "keep", "replace"] = "auto"
+    """Whether the stream's own first latent replaces the portrait's after a clip; auto: the checkpoint's own way."""
+    sink_distance: int | Literal["auto", "random"] = "auto"
+    """Latent frames by which the reference stays ahead: a number, random for every block, or the checkpoint's own."""
+    rope_tables: Literal["auto", "exact", "rounded"] = "auto"
+    """Rotary factors in full precision, or rounded to float16 as the published code does; auto: as the checkpoint."""
+    clip_blocks: int = 0
+    """Blocks of a clip, which are also what attention looks back on; 0 takes the checkpoint's own (4 as published)."""
 
     def check_sampling(self) -> None:
         """Raise ValueError, one sentence, for what is out of range."""
@@ -42,6 +52,8 @@ class SamplingChoice:
             ("size_rule", ("auto", "area", "exact")),
             ("noise", ("block", "clip")),
             ("reference", ("auto", "first", "steady")),
+            ("sink", ("auto", "keep", "replace")),
+            ("rope_tables", ("auto", "exact", "rounded")),
         )
         for name, known in choices:
             if getattr(self, name) not in known:
@@ -52,6 +64,13 @@ class SamplingChoice:
             raise ValueError(f"shift is {self.shift}; choose a value from 0.1 to 20, 3 as published")
         if not (self.guidance in (0, 1) or 1 < self.guidance <= MOST_GUIDANCE):
             raise ValueError(f"guidance is {self.guidance}; 0 or 1 is off, and guidance is above 1, up to 30")
+        far = self.sink_distance
+        if far not in ("auto", "random") and (not isinstance(far, int) or not 0 <= far <= MOST_DISTANCE):
+            raise ValueError(f"sink_distance is {far!r}; give 0 to {MOST_DISTANCE}, random, or auto")
+        if not 0 <= self.clip_blocks <= MOST_CLIP_BLOCKS:
+            raise ValueError(
+                f"clip_blocks is {self.clip_blocks}; use 1 to {MOST_CLIP_BLOCKS}, or 0 for the checkpoint's own"
+            )
         if self.fps not in (0, 16, 25):
             raise ValueError(f"fps is {self.fps}; choose 16 or 25, or 0 for the checkpoint's own")
 

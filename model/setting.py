@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from model.component_config import XLSRAudioConfig
-from model.config import DiTConfig, ModelConfig, RunConfig, tiny
+from model.config import DiTConfig, ModelConfig, RunConfig, chosen_stream, tiny
 from model.errors import UnsupportedError
 from model.memory import Setting
 from model.published import forged_config, published
@@ -68,6 +68,7 @@ def setting_of(run: RunConfig) -> Setting:
             config = replace(config, width=size[0], height=size[1])
         if run.fps:
             config = replace(config, fps=run.fps)
+        config = replace(config, stream=chosen_stream(config, run))
     except ValueError as error:
         raise UnsupportedError(str(error)) from error
     light = run.steps == "light" and config.sampler.light_sigmas

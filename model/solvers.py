@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from model.component_config import WanVAEConfig, XLSRAudioConfig
-from model.config import ModelConfig, RunConfig, SamplerConfig
+from model.config import ModelConfig, RunConfig, SamplerConfig, chosen_stream
 from model.errors import UnsupportedError
 from model.sampler import TRAIN_STEPS, euler_step, published_sigmas
 from model.sampling import chosen_size
@@ -118,6 +118,11 @@ def with_choices(config: ModelConfig, modules: dict[str, nn.Module], run: RunCon
         config = replace(config, vae=replace(config.vae, reference_latent=run.reference))
         if "vae" in modules:
             modules["vae"].cfg = config.vae
+    config = replace(config, stream=chosen_stream(config, run))
+    if run.rope_tables != "auto":
+        config = replace(config, dit=replace(config.dit, rope_tables=run.rope_tables))
+        if "dit" in modules:
+            modules["dit"].cfg = replace(modules["dit"].cfg, rope_tables=run.rope_tables)
     if run.fps not in (0, config.fps):
         if not isinstance(config.audio, XLSRAudioConfig):
             raise ValueError(f"fps is {run.fps}, but checkpoint {config.name} learned {config.fps}; use {config.fps}")

@@ -7,6 +7,7 @@ their time. What a network and a browser add is not in it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from dataclasses import dataclass
@@ -223,7 +224,7 @@ class _Run:
         blocks = passed_s / info.geometry.block_s
         works = [block_work_ms(event) for event in self._visitor.blocks]
         encode_ms = 1000 * used["encoder"] / blocks
-        rss = {name: round(size / 1e6, 1) for name, size in hub.memory_bytes().items()}
+        rss = {name: round(size / 1e6, 1) for name, size in memory_bytes(hub).items()}
         machine = inspect_machine()
         return {
             "bench": "live",
@@ -253,6 +254,16 @@ def cpu_s(hub: Hub) -> dict[str, float]:
     for name, pid in (("server", psutil.Process().pid), ("model", hub.engine.pid)):
         times = psutil.Process(pid).cpu_times()
         found[name] = times.user + times.system
+    return found
+
+
+def memory_bytes(hub: Hub) -> dict[str, int]:
+    """Resident memory: of this process, and of all the model's."""
+    found = {"server": psutil.Process().memory_info().rss}
+    with contextlib.suppress(psutil.Error):
+        ranks = [psutil.Process(pid).memory_info().rss for pid in hub.engine.pids]
+        if ranks:
+            found["model"] = sum(ranks)
     return found
 
 

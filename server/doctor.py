@@ -95,7 +95,7 @@ def check_checkpoint(model: ModelSection) -> Iterator[Line]:
     try:
         from model.adapter_files import adapter_file
         from model.published import RANDOM
-        from model.released import survey
+        from model.survey import survey
         from model.weights import checkpoint_path, read_metadata
     except Exception as error:  # see check_torch
         yield Line("checkpoint", "fail", f"cannot be checked ({error}); install the project again")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from model.errors import LinkError, PortraitError
 from model.interface import AvatarModel, SessionInfo
 from model.parallel import Plan
 from model.portrait import MAX_BYTES, decode_image
-from model.sampling import chosen_size
+from model.sampling import MOST_CLIP_BLOCKS, chosen_size
 from model.setting import model_sizes
 from server.config import Config, ModelSection
 from server.errors import ConfigError
@@ -29,11 +30,15 @@ from server.plan_flags import PlanFlags
 from server.planning import plan_to_run
 from server.preview import is_known_early, preview_stream
 from streaming.film import sound_start_s
-from streaming.offline import FilmReport, Progress, generate
+from streaming.offline import FilmReport, Progress, check_whole, generate
 
 PLAIN_EVERY_S = 5.0
 """Where no terminal shows a bar, a line of progress comes this often."""
 BAR = 30
+CLIP_FRAMES = 48
+"""Pictures of a published clip."""
+RELEASED_BLOCK = 12
+"""Pictures of a released checkpoint's block; others tell theirs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +54,7 @@ class FilmWish:
     prompt: str = ""
     """Expression."""
     base_seed: int = 0
-    """Seed of noise and idle motion."""
+    """Seed of noise and idle motion; -1 draws one and tells it."""
     size: str | None = None
     """Picture size, for example 256x256; None takes the configuration's."""
     ckpt_dir: str | None = None
@@ -60,8 +65,8 @@ class FilmWish:
     """Whether an adapter is merged; None: if one is named."""
     num_clip: int | None = None
     """Most clips of the film; None: as long as the sound."""
-    infer_frames: int = 48
-    """Pictures a clip."""
+    infer_frames: int = CLIP_FRAMES
+    """Pictures a clip; a released checkpoint's attention looks back on as many."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Keys of `model.sampling.SamplingChoice` that the command line sets."""
     plan: PlanFlags = field(default_factory=PlanFlags)
@@ -89,8 +94,8 @@ class FilmWish:
             raise ConfigError(f"--num_clip is {self.num_clip}; give 1 or more, or leave it out for the whole sound")
         if self.load_lora and not self.lora:
             raise ConfigError("--load_lora is true, but no adapter is named; give its file to --lora_path_dmd")
-        if not 0 <= self.base_seed < 2**31:
-            raise ConfigError(f"--base_seed is {self.base_seed}; it must be 0 to {2**31 - 1}")
+        if not -1 <= self.base_seed < 2**31:
+            raise ConfigError(f"--base_seed is {self.base_seed}; it must be 0 to {2**31 - 1}, or -1 for any")
 
     @property
     def sounds(self) -> tuple[Path, ...]:
@@ -233,13 +238,18 @@ def make_film(
     """
     image = read_portrait(wish.image)
     for sound in wish.sounds:
+        if wish.parity:
+            check_whole(sound)
         if sound_start_s(sound) is None:
             tell(f"--audio is {sound}, which is silent throughout; the lips will not move")
     masks = read_masks(wish.masks, image)
     check_pose_video(wish.pose_video)
     section = _sized(model_section(loaded.config, wish), image, tell)
-    if is_known_early(section):
-        _clip_frames(wish, preview_stream(section).geometry.frames_per_block)
+    seed = wish.base_seed if wish.base_seed >= 0 else secrets.randbelow(2**31)
+    if wish.base_seed < 0:
+        tell(f"--base_seed {wish.base_seed} takes {seed}")
+    stream = preview_stream(section) if is_known_early(section) else None
+    _clip_frames(wish, stream.geometry.frames_per_block if stream else RELEASED_BLOCK)
     model = loaded.load_for(section, wish.plan, tell)
     clip_frames = _clip_frames(wish, model.info.geometry.frames_per_block)
     if clip_frames != wish.infer_frames:
@@ -252,7 +262,7 @@ def make_film(
             audio=wish.sounds,
             out=wish.out,
             prompt=wish.prompt,
-            seed=wish.base_seed,
+            seed=seed,
             config=loaded.config.streaming,
             max_frames=None if wish.num_clip is None else wish.num_clip * clip_frames,
             parity=wish.parity,
@@ -292,9 +302,15 @@ def model_section(config: Config, wish: FilmWish) -> ModelSection:
     if wish.parity:
         given["noise"] = "clip"
     try:
-        return replace(config.model, **given, **wish.sampling)
+        section = replace(config.model, **given, **wish.sampling)
     except ValueError as error:
         raise ConfigError(f"--{flag_of(str(error))}") from error
+    blocks = wish.infer_frames // RELEASED_BLOCK
+    if blocks > MOST_CLIP_BLOCKS:
+        raise ConfigError(f"--infer_frames is {wish.infer_frames}; use at most {MOST_CLIP_BLOCKS * RELEASED_BLOCK}")
+    if blocks == CLIP_FRAMES // RELEASED_BLOCK or is_known_early(section):
+        return section
+    return replace(section, clip_blocks=blocks)
 
 
 def _plan(config: Config, section: ModelSection, flags: PlanFlags, tell: Callable[[str], None]) -> Plan | None:

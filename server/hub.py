@@ -7,27 +7,24 @@ whatever fails after it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import secrets
 from importlib import metadata
 
 import numpy as np
-import psutil
-from aiortc import RTCIceServer
 from starlette.requests import HTTPConnection
 
 from model.errors import PortraitError
 from model.gpus import memory_used
 from model.interface import ModelInfo
 from model.portrait import decode_image, fit_portrait
-from server.admission import Admission, Load, Slot
+from server.admission import Admission, Slot
 from server.auth import Authority, Role, Tokens
 from server.config import Config, Secrets
-from server.encoder import measure_encode_s
 from server.errors import ApiError
+from server.ice import own_servers, servers_for_clients
 from server.live import LiveSession, Surroundings
+from server.load import measure_load
 from server.metrics import LoopLag, Metrics
 from server.pages import Gallery
 from server.planning import plan_to_run
@@ -83,7 +80,7 @@ class Hub:
         self.start_error: str | None = None
         """Why the engine could not start at all; one sentence."""
         self._ice_credential = known.ice_credential
-        self.ice_servers = self._ice_servers()
+        self.ice_servers = own_servers(config.ice, known.ice_credential)
         """STUN and TURN for the server's own connections."""
         self._sessions: dict[str, LiveSession] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -169,26 +166,7 @@ class Hub:
 
     async def _measure(self, info: ModelInfo) -> None:
         """Tell admission what a session costs here."""
-        geometry = info.geometry
-        encode_s = await asyncio.to_thread(
-            measure_encode_s,
-            width=geometry.width,
-            height=geometry.height,
-            fps=geometry.fps,
-            config=self.config.encode,
-            pictures=geometry.frames_per_block,
-        )
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        block_s = info.interval_s or info.block_s
-        self.admission.measured(
-            Load(
-                block_s=block_s,
-                encode_s=encode_s,
-                period_s=geometry.block_s,
-                cores=cores,
-                overlap=max(1.0, info.block_s / block_s) if block_s else 1.0,
-            )
-        )
+        self.admission.measured(await asyncio.to_thread(measure_load, info, self.config.encode))
 
     def _engine_changed(self, state: EngineState) -> None:
         new = self.engine.restarts - self._seen_restarts
@@ -393,15 +371,6 @@ class Hub:
         for session in self.sessions():
             session.refresh_metrics()
 
-    def memory_bytes(self) -> dict[str, int]:
-        """Resident memory: of this process, and of all the model's."""
-        found = {"server": psutil.Process().memory_info().rss}
-        with contextlib.suppress(psutil.Error):
-            ranks = [psutil.Process(pid).memory_info().rss for pid in self.engine.pids]
-            if ranks:
-                found["model"] = sum(ranks)
-        return found
-
     def demand_any(self, connection: HTTPConnection) -> None:
         """Let in the admin and whoever holds a token of any live session.
 
@@ -434,20 +403,4 @@ class Hub:
 
     def ice_servers_for_clients(self) -> list[dict[str, object]]:
         """What a browser passes to RTCPeerConnection."""
-        found: list[dict[str, object]] = []
-        for server in self.config.ice.servers:
-            entry: dict[str, object] = {"urls": list(server.urls)}
-            if server.username is not None:
-                entry |= {"username": server.username, "credential": self._ice_credential or ""}
-            found.append(entry)
-        return found
-
-    def _ice_servers(self) -> list[RTCIceServer]:
-        return [
-            RTCIceServer(
-                urls=list(server.urls),
-                username=server.username,
-                credential=self._ice_credential if server.username else None,
-            )
-            for server in self.config.ice.servers
-        ]
+        return servers_for_clients(self.config.ice, self._ice_credential)

@@ -22,7 +22,6 @@ WITHOUT_EFFECT = {
     "training_config": "rank and scale of the adapter come from its file and the configuration",
     "drop_motion_noisy": "the original ignores it too",
     "start_from_ref": "the original ignores it too",
-    "convert_model_dtype": "precision is model.dtype of the configuration",
 }
 """Accepted; a notice says why they change nothing."""
 
@@ -42,13 +41,13 @@ REFUSED = {
 }
 """Refused for good, with what to do instead."""
 
-NOT_BUILT = {
-    "enable_online_decode": ("true",),
+MODEL_SWITCHES = {
+    "fp8": {True: ("weights_dtype", "fp8")},
+    "t5_cpu": {True: ("text_device", "cpu")},
+    "convert_model_dtype": {True: ("dtype", "bfloat16")},
+    "enable_online_decode": {False: ("sink", "keep")},  # decoding always streams; without it the sink stayed
 }
-"""Only these values are what this version does; every other one is refused."""
-
-MODEL_SWITCHES = {"fp8": ("weights_dtype", "fp8"), "t5_cpu": ("text_device", "cpu")}
-"""Flags that, being true, set a key of the model's section."""
+"""Flags that, being true or false, set a key of the model's section."""
 
 SAMPLING = {
     "sample_solver": ("solver", str),
@@ -134,13 +133,10 @@ def read_original_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> Or
         elif name in PLAN_COUNTS:
             plan[name] = _count(name, value)
         elif name in MODEL_SWITCHES:
-            if _truth(name, value):
-                model.update([MODEL_SWITCHES[name]])
-        elif name in SAMPLING:
+            model.update(pair for given, pair in MODEL_SWITCHES[name].items() if given == _truth(name, value))
+        else:
             key, kind = SAMPLING[name]
             sampling[key] = _number(name, value, kind)
-        else:
-            _check_built(name, value)
     return OriginalFlags(
         load_lora=load_lora,
         sampling=sampling,
@@ -153,7 +149,7 @@ def read_original_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> Or
 
 
 def _pairs(words: list[str], own: Sequence[str]) -> list[tuple[str, str]]:
-    known = {*WITHOUT_EFFECT, *REFUSED, *NOT_BUILT, *SAMPLING, *FILES, *MODEL_SWITCHES, "load_lora", "parity"}
+    known = {*WITHOUT_EFFECT, *REFUSED, *SAMPLING, *FILES, *MODEL_SWITCHES, "load_lora", "parity"}
     known |= {*PLAN_SWITCHES, *PLAN_COUNTS}
     pairs = []
     while words:
@@ -207,11 +203,3 @@ def flag_of(sentence: str) -> str:
     key, space, rest = sentence.partition(" ")
     names = {own: flag for flag, (own, _) in SAMPLING.items()}
     return names.get(key, key) + space + rest
-
-
-def _check_built(name: str, value: str) -> None:
-    done = NOT_BUILT[name]
-    if name in SWITCHES:
-        value = str(_truth(name, value)).lower()
-    if value not in done:
-        raise ConfigError(f"--{name} is {value}, which is not built into this version; use {done[0]}, or leave it out")

@@ -1,7 +1,7 @@
 """`avatarcast plan`, and the check that stands before every load: does the model fit the cards, and by which plan?
 
 A load that cannot succeed is refused before the first byte is read, with the table and the nearest plan that fits. On a
-processor, and for the drawn figure, nothing is looked at.
+processor only its memory is looked at, and for the drawn figure nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from model.planner import Layout, Outcome, choose
 from model.setting import setting_of
 from server.config import Config, ModelSection
 from server.errors import ConfigError, StartError
+from server.host_memory import check_host
 
 log = logging.getLogger(__name__)
 
@@ -88,15 +89,16 @@ def plan_to_run(model: ModelSection, parallel: ParallelConfig) -> tuple[Plan | N
         memory is counted.
 
     Raises:
-        StartError: this version cannot run the plan, or it does not fit the cards; the text holds table and remedy.
+        StartError: this version cannot run the plan, or it does not fit the cards; the text holds table and remedy. Or
+            it is to run on a processor whose memory does not hold it.
     """
     if model.kind == "fake":
         return None, None
     check_runnable(parallel)
-    if model.device == "cpu":
-        return _on_processor(parallel), None
-    cards = installed_gpus()
+    cards = [] if model.device == "cpu" else installed_gpus()
     if not cards:
+        if not model.device.startswith("cuda"):  # of which loading says that it is missing
+            check_host(model)
         return _on_processor(parallel), None
     if model.device.startswith("cuda:"):
         cards = cards[int(model.device.removeprefix("cuda:")) :][:1]

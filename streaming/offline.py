@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from model.geometry import SAMPLE_RATE_HZ
 from model.interface import AvatarModel, BlockRequest, SessionInfo, SessionSpec
 from streaming.config import StreamingConfig
 from streaming.errors import MediaFileError
@@ -29,6 +30,8 @@ from streaming.resample import SpeechResampler
 from streaming.stream import posture_of
 from streaming.windows import Windows
 
+LONGEST_WHOLE_S = 600.0
+"""Of a sound that is heard at once: its states take 5 MB a second in each of several copies, and every one sees all."""
 _SESSION = "offline"
 
 
@@ -235,7 +238,7 @@ def generate(
         What was made.
 
     Raises:
-        MediaFileError: sound or pose video cannot be read, or the film not be written.
+        MediaFileError: sound or pose video cannot be read, a sound is too long for parity, or the film not be written.
         ModelError: the model refuses the portrait, the speakers or the pose video, or cannot go on.
     """
     started_s = time.monotonic()
@@ -296,8 +299,32 @@ def generate(
     )
 
 
+def check_whole(sound: Path) -> None:
+    """Refuse a sound that is too long to be heard at once, by the length that it states.
+
+    Raises:
+        MediaFileError: as `read_sound`, or it is too long.
+    """
+    length_s = sound_length_s(sound)
+    if length_s is not None and length_s > LONGEST_WHOLE_S:
+        raise _too_long(sound, f"{length_s:.0f} s")
+
+
+def _too_long(sound: Path, length: str) -> MediaFileError:
+    return MediaFileError(
+        f"{sound.name} lasts {length}; parity hears a file at once, at most {LONGEST_WHOLE_S:.0f} s: leave parity "
+        "out, which has no such limit, or cut the sound"
+    )
+
+
 def _whole(sound: Path) -> np.ndarray:
-    return np.concatenate([np.zeros(0, np.float32), *speech_of(sound)])
+    pieces, length = [np.zeros(0, np.float32)], 0
+    for piece in speech_of(sound):
+        pieces.append(piece)
+        length += len(piece)
+        if length > LONGEST_WHOLE_S * SAMPLE_RATE_HZ:
+            raise _too_long(sound, f"more than {LONGEST_WHOLE_S:.0f} s")
+    return np.concatenate(pieces)
 
 
 def _begun(pictures: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.published import SPEECH
-from model.released import INDEX, TEXT, TOKENIZER, VAE
+from model.survey import INDEX, TEXT, TOKENIZER, VAE
 
 SHARD = "diffusion_pytorch_model-0000{}-of-00002.safetensors"
 

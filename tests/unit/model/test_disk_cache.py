@@ -10,7 +10,8 @@ import torch
 
 from model.disk_cache import DiskCache, cache_folder
 from model.forge import forge
-from model.released import TEXT, load_released
+from model.released import load_released
+from model.survey import TEXT
 from model.wan_vae import WanVAE
 
 CPU = torch.device("cpu")

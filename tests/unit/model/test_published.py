@@ -16,6 +16,7 @@ from model.generator import Generator, load_model
 from model.interface import BlockRequest, SessionSpec, SessionUpdate
 from model.profile import Profile
 from model.published import published
+from model.solvers import with_choices
 from model.weights import build_modules, save_checkpoint
 from tests.unit.model.published_model import config, modules, write_tokenizer
 
@@ -125,6 +126,21 @@ def test_a_stream_that_opens_late_and_far(tokenizer: Path) -> None:
     for block in (1_000_001, 1_000_002, 1_000_005):
         frames = model.step(dataclasses.replace(request(model, block % 8), block=block)).frames
         assert frames.shape == (12, 64, 64, 3)
+
+
+def test_a_clip_of_two_blocks_looks_back_on_two_and_then_changes_its_sink(tokenizer: Path) -> None:
+    """As the published pipelines with 24 pictures a clip: noise, ring and sink all go by the clip."""
+    shown = {}
+    for name, choice in {"four": {}, "two": {"clip_blocks": 2}, "kept": {"clip_blocks": 2, "sink": "keep"}}.items():
+        cfg = config()
+        built = modules(cfg, tokenizer)
+        cfg = with_choices(cfg, built, RunConfig(**choice))
+        model = Generator(cfg, built, Profile.untimed(cfg))
+        model.open(SessionSpec(session="s", image=face()))
+        shown[name] = np.stack([model.step(request(model, block)).frames for block in range(3)])
+        assert cfg.geometry.blocks_per_clip == (4 if name == "four" else 2)
+    assert (shown["two"][:2] == shown["four"][:2]).all() and (shown["two"][:2] == shown["kept"][:2]).all()
+    assert (shown["two"][2] != shown["four"][2]).any() and (shown["two"][2] != shown["kept"][2]).any()
 
 
 def test_short_side_fit_leaves_the_published_bars(tokenizer: Path) -> None:

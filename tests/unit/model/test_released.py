@@ -26,7 +26,8 @@ from model.generator import load_model
 from model.interface import BlockRequest, SessionSpec
 from model.lora import target_modules
 from model.published import forged_config
-from model.released import INDEX, load_released, survey
+from model.released import load_released
+from model.survey import INDEX, survey
 from model.tensor_files import entries_of
 from tests.unit.model.damage import DAMAGE, edit, edit_tensors
 

@@ -39,6 +39,15 @@ def test_noise_depends_on_seed_and_block_only() -> None:
     assert correlation.fill_diagonal_(0).abs().max() < 0.2
 
 
+def test_clips_are_drawn_as_published() -> None:
+    """Channels, then time, seeded with seed + clip; blocks are slices along time, in any order."""
+    noise = NoiseSource(5, SHAPE, "clip", clip_blocks=2)
+    for block in (5, 4, 0):
+        clip = torch.randn(4, 6, 8, 8, generator=torch.Generator().manual_seed(5 + block // 2))
+        first = 3 * (block % 2)
+        assert torch.equal(noise.block(block), clip[None, :, first : first + 3])
+
+
 def test_sink_distance_is_seeded_and_spans_its_range() -> None:
     draws = [NoiseSource(5, SHAPE).sink_distance(i, 4, 30) for i in range(600)]
     assert draws == [NoiseSource(5, SHAPE).sink_distance(i, 4, 30) for i in range(600)]

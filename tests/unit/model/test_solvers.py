@@ -137,9 +137,26 @@ def test_choices_that_do_not_fit_are_one_sentence() -> None:
         with_choices(cfg, modules, RunConfig(fps=16))
     with pytest.raises(ValueError, match="reference is 'steady'"):
         with_choices(cfg, modules, RunConfig(reference="steady"))
-    for bad in ({"guidance": 0.5}, {"guidance": float("nan")}, {"solver": "heun"}, {"num_steps": 9}, {"fps": 24}):
+    for bad in (
+        {"guidance": 0.5},
+        {"guidance": float("nan")},
+        {"solver": "heun"},
+        {"num_steps": 9},
+        {"fps": 24},
+        {"clip_blocks": 17},
+        {"sink": "x"},
+    ):
         with pytest.raises(ValueError, match=f"{next(iter(bad))} is "):
             RunConfig(**bad)
+    with pytest.raises(ValueError, match="clip_blocks is 5, but checkpoint small learned"):
+        with_choices(cfg, modules, RunConfig(clip_blocks=5))
+    for bad in (-1, 1001, "far", 2.5):
+        with pytest.raises(ValueError, match="sink_distance is "):
+            RunConfig(sink_distance=bad)
+    chosen = with_choices(cfg, modules, RunConfig(sink_distance=7, rope_tables="rounded", sink="replace"))
+    assert chosen.stream.sink_distance == 7 and chosen.stream.replace_sink
+    assert chosen.dit.rope_tables == modules["dit"].cfg.rope_tables == "rounded"
+    assert with_choices(cfg, {}, RunConfig(sink_distance="random")).stream.sink_distance == "random"
     steps = with_choices(cfg, modules, RunConfig(num_steps=3))
     assert steps.sampler.sigmas == published_sigmas(3) and steps.sampler.light_sigmas == ()
 

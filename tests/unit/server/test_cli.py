@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import wave
 from pathlib import Path
 
@@ -68,6 +69,13 @@ def test_the_default_name_and_the_seed(folder: Path) -> None:
     assert (pictures["output.mp4"] != pictures["other.mp4"]).any()
 
 
+def test_any_seed_is_told_and_repeats(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(*GENERATE, "--base_seed", "-1", "--out", "any.mp4") == 0
+    (seed,) = re.findall(r"--base_seed -1 takes (\d+)", capfd.readouterr().err)
+    assert run(*GENERATE, "--base_seed", seed, "--out", "same.mp4") == 0
+    assert Path("any.mp4").read_bytes() == Path("same.mp4").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
@@ -79,7 +87,7 @@ def test_the_default_name_and_the_seed(folder: Path) -> None:
         ({"--out": "film.avi"}, ["--out is film.avi", ".mp4"]),
         ({"--out": "."}, ["--out is .", "a folder"]),
         ({"--size": "big"}, ["--size is 'big'", "256x256"]),
-        ({"--base_seed": "-1"}, ["--base_seed is -1"]),
+        ({"--base_seed": "-2"}, ["--base_seed is -2", "or -1 for any"]),
         ({"--base_seed": "x"}, ["--base_seed"]),
         ({"--config": "nothing"}, ["'nothing' is unknown"]),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import sys
+import time
 import tracemalloc
 import wave
 from dataclasses import replace
@@ -191,6 +192,71 @@ def test_long_silence_is_streamed(tmp_path) -> None:
     tracemalloc.stop()
     with pytest.raises(MediaFileError, match="not a sound"):
         sound_start_s(Path(__file__))
+
+
+def hours(path: Path, speech_s: float) -> Path:
+    """Three hours of sound that hardly take room on disk: some speech, and silence to the end."""
+    length = 3 * 3600 * 8_000
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8_000)
+        file.setnframes(length)
+        file.writeframes((babble(speech_s)[::2] * 20_000).astype("<i2").tobytes())
+    with path.open("r+b") as file:
+        head = file.read(44)
+        file.seek(0)
+        file.write(head[:4] + struct.pack("<I", 36 + 2 * length) + head[8:40] + struct.pack("<I", 2 * length))
+        file.truncate(44 + 2 * length)
+    return path
+
+
+def test_hours_of_sound_are_read_as_far_as_the_film_goes(folder) -> None:
+    hours(Path("long.wav"), 4.0)
+    tracemalloc.start()
+    started_s, seen = time.monotonic(), []
+    report = generate(
+        FakeModel(SMALL),
+        image=PORTRAIT,
+        audio=Path("long.wav"),
+        out=Path("film.mp4"),
+        max_frames=96,
+        on_progress=seen.append,
+    )
+    assert report.frames == 96 and seen[-1].eta_s == 0 and len(read_film(report.path)[0]) == 96
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000 and time.monotonic() - started_s < 20
+    tracemalloc.stop()
+
+
+def test_hours_of_sound_show_their_length_and_can_be_cut_off(folder) -> None:
+    seen = []
+    report = generate(
+        FakeModel(SMALL),
+        image=PORTRAIT,
+        audio=hours(Path("long.wav"), 2.0),
+        out=Path("film.mp4"),
+        on_progress=seen.append,
+        should_stop=lambda: len(seen) == 3,
+    )
+    assert seen[-1].num_frames == 3 * 3600 * 25 and seen[-1].eta_s > 0
+    assert report.interrupted and len(read_film(report.path)[0]) == 36
+
+
+def test_hours_are_not_heard_at_once(folder, capfd, monkeypatch) -> None:
+    monkeypatch.setattr(model.worker, "load", lambda spec: pytest.fail("a model was loaded"))
+    hours(Path("long.wav"), 1.0)
+    with pytest.raises(SystemExit) as caught:
+        cli.main("generate --config fake.yaml --image face.png --audio long.wav --parity --out film.mp4".split())
+    (sentence,) = capfd.readouterr().err.strip().splitlines()
+    assert caught.value.code == 2 and not Path("film.mp4").exists()
+    assert sentence.startswith("avatarcast: long.wav lasts 10800 s; parity hears a file at once, at most 600 s")
+
+
+def test_a_length_that_a_file_does_not_state_is_counted(folder, monkeypatch) -> None:
+    monkeypatch.setattr("streaming.offline.LONGEST_WHOLE_S", 1.0)
+    with pytest.raises(MediaFileError, match="voice.wav lasts more than 1 s"):
+        generate(FakeModel(SMALL), image=PORTRAIT, audio=Path("voice.wav"), out=Path("film.mp4"), parity=True)
+    assert not list(folder.glob("*.mp4*"))
 
 
 def test_the_studio_goes_the_same_way(folder, monkeypatch) -> None:

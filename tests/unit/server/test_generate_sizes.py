@@ -8,6 +8,10 @@ from pathlib import Path
 import av
 import pytest
 
+from model.setting import setting_of
+from server.config import Config, ModelSection
+from server.errors import ConfigError
+from server.generate import FilmWish, model_section
 from tests.unit.server.test_cli import GENERATE, folder, run
 from tests.unit.server.test_generate_speakers import write_tone
 
@@ -60,6 +64,19 @@ def test_picture_rate_and_size(
 def test_sizes_that_cannot_be(mini: tuple[str, ...], capfd: pytest.CaptureFixture[str], size: tuple[str, ...]) -> None:
     assert run(*mini, *size, "--out", "film.mp4") == 2
     assert capfd.readouterr().err.strip().count("\n") <= 1
+
+
+def test_pictures_of_a_clip_are_a_released_checkpoints_past() -> None:
+    def section(checkpoint: str, frames: int) -> ModelSection:
+        there = Path(__file__)
+        wish = FilmWish(image=there, audio=there, out=Path("film.mp4"), ckpt_dir=checkpoint, infer_frames=frames)
+        return model_section(Config(), wish)
+
+    assert [section("random:mini", frames).clip_blocks for frames in (48, 24, 80)] == [0, 2, 6]
+    assert setting_of(section("random:14b", 96)).keys > setting_of(section("random:14b", 48)).keys
+    assert section("tiny", 24).clip_blocks == 0  # it learned its own
+    with pytest.raises(ConfigError, match="--infer_frames is 204; use at most 192"):
+        section("random:mini", 204)
 
 
 def test_more_clips_than_there_is_sound(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

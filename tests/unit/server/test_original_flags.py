@@ -8,8 +8,9 @@ from pathlib import Path
 import av
 import pytest
 
+from server.config import ModelSection
 from server.errors import ConfigError
-from server.original_flags import NOT_BUILT, REFUSED, SWITCHES, WITHOUT_EFFECT, read_original_flags
+from server.original_flags import REFUSED, SWITCHES, WITHOUT_EFFECT, read_original_flags
 from tests.unit.server.test_cli import GENERATE, folder, run
 
 __all__ = ["folder"]
@@ -55,13 +56,21 @@ def test_refused_flags_name_the_replacement(name: str) -> None:
         assert read_original_flags([f"--{name}=false"]).notices == ()
 
 
-@pytest.mark.parametrize("name", sorted(NOT_BUILT))
-def test_what_is_not_built_is_refused_and_what_is_done_anyway_accepted(name: str) -> None:
-    other = "true" if "true" not in NOT_BUILT[name] else "false"
-    with pytest.raises(ConfigError, match=f"--{name} is {other}, which is not built"):
-        read_original_flags([f"--{name}", other])
-    for value in NOT_BUILT[name]:
-        read_original_flags([f"--{name}", value])
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ("--fp8", {"weights_dtype": "fp8"}),
+        ("--t5_cpu true", {"text_device": "cpu"}),
+        ("--convert_model_dtype", {"dtype": "bfloat16"}),
+        ("--convert_model_dtype=false", {}),
+        ("--enable_online_decode", {}),
+        ("--enable_online_decode False", {"sink": "keep"}),
+    ],
+)
+def test_switches_of_the_model(words: str, key: dict[str, str]) -> None:
+    flags = read_original_flags(words.split())
+    assert flags.model == key and not flags.notices
+    ModelSection(checkpoint="random:mini", **flags.wish["sampling"])
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_a_model_that_does_not_fit_is_refused_before_loading(
     assert plan_to_run(ModelSection(), ParallelConfig())[0] is not None  # tiny fits anything
 
 
-def test_a_processor_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_processor_no_card_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.planning.setting_of", None)
     monkeypatch.setattr("server.planning.installed_gpus", lambda: [])
     assert plan_to_run(ModelSection(), ParallelConfig()) == (None, None)
