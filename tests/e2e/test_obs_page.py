@@ -38,6 +38,18 @@ async def corner_and_middle(page: Page, name: str) -> tuple[np.ndarray, np.ndarr
     return shown[12, left + 12], shown[height // 2, width // 2]
 
 
+async def figures(page: Page) -> str:
+    """First picture after the offer, rate, and picture after sound, for docs/interop.md."""
+    first_ms = await page.evaluate("probe.firstFrameMs() - probe.offers[0]")
+    before = await page.evaluate("document.querySelector('#avatar').getVideoPlaybackQuality().totalVideoFrames")
+    await asyncio.sleep(4)
+    after = await page.evaluate("document.querySelector('#avatar').getVideoPlaybackQuality().totalVideoFrames")
+    at = await page.evaluate("probe.stats()")
+    offset_ms = at["video"]["estimatedPlayoutTimestamp"] - at["audio"]["estimatedPlayoutTimestamp"]
+    assert abs(offset_ms) <= 60
+    return f"OBS page: first picture {first_ms:.0f} ms, {(after - before) / 4:.1f} fps, picture {offset_ms:+.0f} ms"
+
+
 async def test_it_plays_with_sound_unasked_and_leaves_the_speaker_alone(
     serve: Callable[..., Server], browser: chromium.Visit
 ) -> None:
@@ -52,6 +64,7 @@ async def test_it_plays_with_sound_unasked_and_leaves_the_speaker_alone(
     assert await page.evaluate("!document.querySelector('#avatar').muted"), "sound plays"
     assert await page.evaluate("document.querySelectorAll('button, [controls], a').length") == 0
     assert server.get(f"/v1/sessions/{session}")["viewers"] == 2
+    print(await figures(page))
     await chromium.moving(presenter)
     assert await presenter.evaluate("probe.offers.length") == 1, "the speaker must not have been replaced"
     await page.evaluate("dispatchEvent(new CustomEvent('obsSourceVisibleChanged', { detail: { visible: true } }))")
