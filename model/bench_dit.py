@@ -15,6 +15,7 @@ import dataclasses
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,7 @@ from model.denoiser import Denoiser, StreamState
 from model.dit import DiT
 from model.fast import release
 from model.fp8 import to_fp8_rows
+from model.kv_cache import RollingCache
 from model.random_weights import random_dit
 
 DTYPES = ("fp8", "bf16")
@@ -133,7 +135,14 @@ def ceilings(cfg: DiTConfig, tokens: int, keys: int, device: torch.device) -> di
 class Run:
     """One stream of random inputs through a transformer."""
 
-    def __init__(self, dit: DiT, bench: DiTBench, stream: StreamConfig, sigmas: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        dit: DiT,
+        bench: DiTBench,
+        stream: StreamConfig,
+        sigmas: tuple[float, ...],
+        allocate: Callable[..., RollingCache] = RollingCache.allocate,
+    ) -> None:
         cfg, self.dit = dit.cfg, dit
         parameter = dit.head.head.weight
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -141,7 +150,7 @@ class Run:
         frames = stream.frames_per_block
         self._draws = torch.Generator().manual_seed(1)
         self._shape = (1, cfg.in_dim, frames, h, w)
-        self.denoiser = Denoiser(dit, stream, sigmas, h, w, bench.kv_dtype)
+        self.denoiser = Denoiser(dit, stream, sigmas, h, w, bench.kv_dtype, allocate=allocate)
         text = dit.text_kv(self._draw(1, min(40, cfg.text_len), cfg.text_dim))
         reference, motion = self._draw(1, cfg.in_dim, 1, h, w), self._draw(*self._shape)
         self.state: StreamState = self.denoiser.start(text, reference, motion)

@@ -84,6 +84,7 @@ CASES = (
     Case(name="layers-2-first", plan=_plan(kv="bf16", kind="layers", pipeline=2), share=(0.0, 0.55)),
     Case(name="timestep-4", plan=_plan(kv="bf16", kind="timestep", pipeline=4), rings=0.25),
     Case(name="decoder", plan=_plan(vae="own"), share=(0.0, 0.0), decodes=True),
+    Case(name="decoder-tiled", plan=_plan(vae="tiled"), share=(0.0, 0.0), decodes=True),
 )
 
 
@@ -141,6 +142,7 @@ def run_case(case: Case, config: ModelConfig, setting: Setting, device: torch.de
     stream = None
     if duty.decodes:
         decoder = random_wan_decoder(config.vae, device, torch.bfloat16)
+        decoder.is_tiled = plan.vae == "tiled"
         stream = DecodedStream(decoder, config.vae, config.height, config.width)
         held.append(decoder)
     for block in range(config.stream.ring_blocks + 2):

@@ -35,10 +35,14 @@ class Blocks(Protocol):
 class Decoding:
     """Latents to pictures on the host, beside whatever else the device does."""
 
-    def __init__(self, cfg: WanVAEConfig, device: torch.device, height: int, width: int) -> None:
+    def __init__(
+        self, cfg: WanVAEConfig, device: torch.device, height: int, width: int, is_tiled: bool = False
+    ) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self._decoded = DecodedStream(random_wan_decoder(cfg, device, dtype), cfg, height, width)
+        decoder = random_wan_decoder(cfg, device, dtype)
+        decoder.is_tiled = is_tiled
+        self._decoded = DecodedStream(decoder, cfg, height, width)
         self._dtype = dtype
 
     def __call__(self, latents: Tensor) -> HostPictures:

@@ -15,6 +15,10 @@ def check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+TILED_LEVELS = 2
+"""The finest levels of the published decoder, which hold nearly all of its memory: what `vae: tiled` cuts."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WanVAEConfig:
     """Sizes of the Wan 2.1 video VAE and how a still portrait primes it."""
@@ -78,6 +82,20 @@ class WanVAEConfig:
         """Pictures, rows and columns per latent cell."""
         space = 2 ** len(self.temporal_downsample)
         return 2 ** sum(self.temporal_downsample), space, space
+
+    @property
+    def tile_rim(self) -> int:
+        """Rows by which the decoder's tiles overlap on each side, at the input of its tiled levels (`model.tiles`).
+
+        Every convolution over three rows carries what is wrong at a cut one row further.
+        """
+        levels = len(self.width_multipliers)
+        reach, halvings = 0, 0
+        for level in range(max(0, levels - TILED_LEVELS), levels):
+            reach += 2 * (self.residual_blocks + 1)
+            if level < levels - 1:
+                reach, halvings = 2 * reach + 1, halvings + 1
+        return -(-(reach + 1) // 2**halvings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ from model.scheduler import Item, Scheduler
 from model.stages import Stage
 
 _MOMENT_S = 0.0005
+_SETTLE_S = 0.02
 
 
 class Peers:
@@ -190,6 +191,27 @@ class Crew:
         self._scheduler.forget(stream)
         return [waiting.begin.block for waiting in dropped]
 
+    def begin_all(self, stream: int) -> None:
+        """Bring all blocks of a stream on their way, so that what is ordered next concerns later ones only.
+
+        Raises:
+            LinkError: as `settle`.
+        """
+        while any(waiting.begin.stream == stream for waiting in self._waiting):
+            self._move(_SETTLE_S)
+
+    def settle(self, stream: int) -> None:
+        """Bring all blocks of a stream to their end; what is finished meanwhile is handed out by `advance` as ever.
+
+        Raises:
+            LinkError: a rank does not answer, or has ended.
+        """
+        while True:
+            shown = {(done.stream, done.block) for done in self._shown}
+            if not any(key[0] == stream and key not in shown for key in self._since_s):
+                return
+            self._move(_SETTLE_S)
+
     def submit(self, begin: Begin, deadline_s: float = 0.0, needs_sink: bool = False) -> None:
         """Take a block; `advance` brings it on its way."""
         self._since_s[begin.stream, begin.block] = time.monotonic()
@@ -207,6 +229,16 @@ class Crew:
         Raises:
             LinkError: a rank does not answer, or has ended.
         """
+        self._move(limit_s, for_shown=True)
+        return self._hand_out()
+
+    def _move(self, limit_s: float, for_shown: bool = False) -> None:
+        """Take what was answered, begin what may begin, and do the next item, or wait a moment where there is none.
+
+        Args:
+            limit_s: longest wait.
+            for_shown: do not wait where a finished block is there.
+        """
         while not self._peers.answers.empty():
             self._sort(self._peers.answers.get())
         self._announce()
@@ -216,9 +248,8 @@ class Crew:
         item = self._scheduler.take()
         if item is not None:
             self._issue(item)
-        elif not self._shown:
+        elif not (for_shown and self._shown):
             self._pause(limit_s)
-        return self._hand_out()
 
     def halt(self) -> None:
         """All ranks leave."""

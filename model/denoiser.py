@@ -99,6 +99,7 @@ class Denoiser:
         solver: str = "euler",
         guidance: float = 0.0,
         relay: Relay = WHOLE,
+        allocate: Callable[..., RollingCache] = RollingCache.allocate,
     ) -> None:
         """
         Args:
@@ -110,8 +111,9 @@ class Denoiser:
             solver: one of `sampling.SOLVERS`.
             guidance: above 1, every pass runs a second time and the velocity is `v_null + guidance (v - v_null)`.
             relay: which steps and layers are here, and where the others are.
+            allocate: makes a ring, with the arguments of `RollingCache.allocate`.
         """
-        self._relay = relay
+        self._relay, self._allocate = relay, allocate
         self.guidance = guidance if guidance > 1 else None
         self._solver = solver_maker(solver, sigmas)
         self.dit, self.stream, self._kv_dtype = dit, stream, kv_dtype
@@ -150,7 +152,7 @@ class Denoiser:
         tokens = self.stream.frames_per_block * condition.num_reference
         first, last = self._relay.first_step, min(self._relay.last_step, len(self.steps) - 1)
         rings = [
-            RollingCache.allocate(condition, self.stream.ring_blocks, tokens, self.stream.evict, self._kv_dtype)
+            self._allocate(condition, self.stream.ring_blocks, tokens, self.stream.evict, self._kv_dtype)
             for _ in range(1 if self._clean is not None else last - first + 1)
         ]
         return StreamState(text=text, reference=reference, motion=motion, condition=condition, rings=rings)

@@ -23,6 +23,7 @@ from model.config import ModelConfig, RunConfig
 from model.denoiser import Denoiser, StreamState
 from model.dit import TextKV
 from model.errors import CheckpointError, ModelError, UnknownSessionError, UnsupportedError, UnwantedError
+from model.host_rings import LayerBuffers
 from model.interface import (
     POSTURES,
     BlockRequest,
@@ -35,6 +36,7 @@ from model.interface import (
     all_together,
     check_window,
 )
+from model.kv_cache import RollingCache
 from model.motion import PARAMETERS, MotionController, MotionSizes
 from model.offload import load_offloaded
 from model.parallel import Plan
@@ -48,6 +50,7 @@ from model.solvers import with_choices
 from model.speakers import speaker_weights
 from model.stage_clock import StageClock
 from model.vae import Still
+from model.wan_vae import decode_in_tiles
 from model.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -102,6 +105,7 @@ class Generator:
         noise: Literal["block", "clip"] = "block",
         sampling: SamplingChoice | None = None,
         denoiser: Denoiser | None = None,
+        allocate: Callable[..., RollingCache] = RollingCache.allocate,
     ) -> None:
         """
         Args:
@@ -111,6 +115,7 @@ class Generator:
             noise: `block` for live streams, `clip` to draw noise as the published pipelines do.
             sampling: solver and guidance; None takes Euler without guidance.
             denoiser: of a rank that leads others (`model.leader`), where the VAE may be elsewhere.
+            allocate: makes the rings, see `Denoiser`.
         """
         sampling = sampling or SamplingChoice()
         self.config, self.profile, self.geometry = config, profile, config.geometry
@@ -136,6 +141,7 @@ class Generator:
                 profile.kv_dtype,
                 sampling.solver,
                 sampling.guidance,
+                allocate=allocate,
             )
             self._negative = self._prompt(sampling.negative_prompt) if sampling.is_guided else None
         self._sessions: dict[str, Session] = {}
@@ -285,12 +291,15 @@ class Generator:
         session.pending = [change for change in session.pending if change[0] > block]
         text = next((t for _, t, _ in reversed(due) if t is not None), None)
         portrait = next((p for _, _, p in reversed(due) if p is not None), None)
+        applied = tuple(name for name, change in (("prompt", text), ("image", portrait)) if change is not None)
         if portrait is not None:
-            session.stream = self._start(session.stream.text if text is None else text, portrait, session.weights)
+            text = session.stream.text if text is None else text
+            self._end(session.stream)
+            session.stream = self._start(text, portrait, session.weights)
             session.screen = ScreenState(portrait.still.state)
         elif text is not None:
             self._reprompt(session, text)
-        return tuple(name for name, change in (("prompt", text), ("image", portrait)) if change is not None)
+        return applied
 
     def _columns(self, session: Session, request: BlockRequest) -> Tensor:
         """What the block's pictures hear: [A, states, D, frames_per_block]."""
@@ -375,6 +384,12 @@ class Generator:
     def _reprompt(self, session: Session, text: TextKV) -> None:
         self.denoiser.recondition(session.stream, text=text)
 
+    def _end(self, stream: StreamState) -> None:
+        """Give a stream's rings back before the next one takes its own: cards have room for one."""
+        for state in (stream, stream.negative):
+            if state is not None:
+                state.rings.clear()
+
     def _start(self, text: TextKV, portrait: Portrait, weights: Tensor | None) -> StreamState:
         past = portrait.still.past if self.config.dit.enable_framepack else None
         return self.denoiser.start(text, portrait.still.reference, past, self._negative)
@@ -385,7 +400,7 @@ def load_model(run: RunConfig | Mapping[str, Any] | None = None, plan: Plan | No
 
     Args:
         run: which checkpoint and how; plain values are taken as the fields of `RunConfig`.
-        plan: of one device; with `offload` the transformer's layers stay in host memory.
+        plan: of one device; with `offload` the transformer's layers, or its rings too, stay in host memory.
 
     Raises:
         CheckpointError: the file is missing, broken or does not fit.
@@ -394,11 +409,16 @@ def load_model(run: RunConfig | Mapping[str, Any] | None = None, plan: Plan | No
     try:
         if not isinstance(run, RunConfig):
             run = RunConfig.from_dict(dict(run or {}))
-        config, modules = load_offloaded(run) if plan is not None and plan.kind == "offload" else load_weights(run)
+        plan = plan or Plan()
+        keeps_rings = plan.offload == "weights+kv"
+        config, modules = load_offloaded(run, keeps_rings) if plan.kind == "offload" else load_weights(run)
         config = with_choices(config, modules, run)
-        profile = choose_profile(config, modules, run)
+        if plan.vae == "tiled":
+            decode_in_tiles(modules["vae"], config.name)
+        allocate = LayerBuffers(modules["dit"].device).allocate if keeps_rings else RollingCache.allocate
+        profile = choose_profile(config, modules, run, allocate)
     except ValueError as error:
         raise UnsupportedError(str(error)) from error
     for reason in profile.reasons.values():
         log.info("%s", reason)
-    return Generator(config, modules, profile, run.noise, run)
+    return Generator(config, modules, profile, run.noise, run, allocate=allocate)

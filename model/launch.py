@@ -70,11 +70,11 @@ __all__ = [
 _LAST_WORDS_S = 0.05
 """How long a process that has ended may still be heard."""
 RUNNABLE: dict[str, tuple[str, ...]] = {
-    "single": ("shared",),
-    "layers": ("shared", "own"),
-    "timestep": ("shared", "own"),
-    "sequence": ("shared", "own"),
-    "offload": ("shared",),
+    "single": ("shared", "tiled"),
+    "layers": ("shared", "own", "tiled"),
+    "timestep": ("shared", "own", "tiled"),
+    "sequence": ("shared", "own", "tiled"),
+    "offload": ("shared", "tiled"),
 }
 """Kinds of plan that the processes started here can run, each with the places its decoder may have."""
 RING_PREFIX = "avatarcast_"

@@ -179,12 +179,9 @@ class LeadingGenerator(Generator):
             applied=asked.applied,
         )
 
-    def _apply(self, session: Session, block: int) -> tuple[str, ...]:
-        before = session.stream
-        applied = super()._apply(session, block)
-        if session.stream is not before:
-            self._crew.forget(before.number)
-        return applied
+    def _end(self, stream: LedStream) -> None:
+        self._crew.settle(stream.number)
+        self._crew.forget(stream.number)
 
     def _prompt(self, prompt: str) -> np.ndarray:
         return _array(self.text.encode(prompt))
@@ -218,6 +215,7 @@ class LeadingGenerator(Generator):
 
     def _reprompt(self, session: Session, text: np.ndarray) -> None:
         session.stream.text = text
+        self._crew.begin_all(session.stream.number)
         self._crew.order(Prompt(stream=session.stream.number, context=text))
 
 

@@ -18,15 +18,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from model.component_config import UMT5TextConfig, WanVAEConfig, XLSRAudioConfig
+from model.component_config import TILED_LEVELS, UMT5TextConfig, WanVAEConfig, XLSRAudioConfig
 from model.config import AudioConfig, DiTConfig, ModelConfig, TextConfig, VAEConfig
 from model.parallel import Plan
 
 GB = 1e9
 WORKSPACE = 2 * 32 * 2**20
 """What cuBLAS and cuBLASLt keep for themselves."""
-TILE_SIDE = 0.625
-"""Side of a decoder's tile over the picture's: halves that overlap by a quarter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,10 +236,16 @@ def decoder_state(c: VAEConfig | WanVAEConfig, width: int, height: int) -> float
         return 2.0 * width * height * c.decoder_widths[-1]
     coarse = (width // c.stride[2]) * (height // c.stride[1])
     channels = coarse * (c.z_dim + 4 * c.base_width * c.width_multipliers[-1])
-    for width_in, out, halvings, doubles in _levels(c):
-        pixels = width * height // 4**halvings
-        channels += pixels * (width_in + (2 * c.residual_blocks + 1) * out + (out if doubles else 0))
+    channels += sum(_level_state(c, *level, width, height) for level in _levels(c))
     return 2.0 * 2 * (channels + width * height * c.base_width * c.width_multipliers[0])
+
+
+def _level_state(
+    c: WanVAEConfig, width_in: int, out: int, halvings: int, doubles: bool | None, width: int, height: int
+) -> float:
+    """Numbers of one frame of the inputs of a level's causal convolutions."""
+    pixels = width * height // 4**halvings
+    return pixels * (width_in + (2 * c.residual_blocks + 1) * out + (out if doubles else 0))
 
 
 def decoder_work(c: VAEConfig | WanVAEConfig, width: int, height: int, latents: int) -> float:
@@ -252,12 +256,37 @@ def decoder_work(c: VAEConfig | WanVAEConfig, width: int, height: int, latents: 
     """
     if not isinstance(c, WanVAEConfig):
         return 2.0 * 6 * c.stride[0] * latents * width * height * c.decoder_widths[-1]
-    most, frames = 0.0, latents
+    return max(_level_works(c, width, height, latents))
+
+
+def _level_works(c: WanVAEConfig, width: int, height: int, latents: int) -> list[float]:
+    """The same level by level, coarse to fine."""
+    works, frames = [], latents
     for _, out, halvings, doubles in _levels(c):
         pixels = width * height // 4**halvings
-        most = max(most, 2.0 * pixels * out * (5 * frames + 2 * (frames + 2)))
+        works.append(2.0 * pixels * out * (5 * frames + 2 * (frames + 2)))
         frames *= 2 if doubles else 1
-    return most
+    return works
+
+
+def tile_share(c: WanVAEConfig, width: int, height: int) -> float:
+    """Pixels of one of four tiles, rim included, over the picture's."""
+    scale = 2 ** _levels(c)[-TILED_LEVELS:][0][2]
+    rows, columns = height // scale, width // scale
+    return min(rows, rows // 2 + c.tile_rim) * min(columns, columns // 2 + c.tile_rim) / (rows * columns)
+
+
+def _tiled_work(c: WanVAEConfig, width: int, height: int, latents: int) -> float:
+    """As `decoder_work` and the memory left behind, the finest levels tile by tile (`model.tiles`).
+
+    Then their whole input waits, the whole next memory is there, and of one tile what a level holds and remembers.
+    """
+    fine, works = _levels(c)[-TILED_LEVELS:], _level_works(c, width, height, latents)
+    frames = latents * 2 ** sum(bool(doubles) for *_, doubles in _levels(c)[:-TILED_LEVELS])
+    entering = 2.0 * frames * (width * height // 4 ** fine[0][2]) * fine[0][0]
+    remembered = 2.0 * 2 * sum(_level_state(c, *level, width, height) for level in fine)
+    tile = (max(works[-TILED_LEVELS:]) + remembered) * tile_share(c, width, height)
+    return max(entering + tile, *works[:-TILED_LEVELS]) + decoder_state(c, width, height)
 
 
 def decoding(setting: Setting, tiled: bool = False) -> tuple[float, float]:
@@ -265,9 +294,9 @@ def decoding(setting: Setting, tiled: bool = False) -> tuple[float, float]:
     config = setting.config
     sizes = config.width, config.height
     state = decoder_state(config.vae, *sizes)
+    if tiled and isinstance(config.vae, WanVAEConfig):
+        return state, _tiled_work(config.vae, *sizes, config.stream.frames_per_block)
     work = decoder_work(config.vae, *sizes, config.stream.frames_per_block)
-    if tiled:
-        return state * 4 * TILE_SIDE**2, (work + state) * TILE_SIDE**2
     finest = 4.0 * sizes[0] * sizes[1] * (config.vae.base_width if isinstance(config.vae, WanVAEConfig) else 0)
     return state, work + max(0.0, state - 2 * finest)
 
@@ -328,7 +357,10 @@ def need_of(setting: Setting, plan: Plan, duty: Duty) -> Need:
     if duty.leads and setting.with_encoders:
         other = audio_bytes(config.audio) + (0.0 if setting.text_on_host else text_bytes(config.text))
     modulations = 2 * (6 * count + 2) * dit.dim * setting.steps if count else 0
-    rings = min(1, duty.rings) if plan.offload == "weights+kv" else duty.rings
+    if plan.offload == "weights+kv":  # two layers of one ring, whichever runs (`model.host_rings`)
+        rings = ring_bytes(setting, min(2, count), plan)
+    else:
+        rings = duty.rings * ring_bytes(setting, count, plan) * setting.streams
     work = work_bytes(setting, count, plan)
     vae = 0.0
     if duty.decodes:
@@ -338,7 +370,7 @@ def need_of(setting: Setting, plan: Plan, duty: Duty) -> Need:
         loading += held
     return Need(
         weights=weights + other,
-        rolling_cache=rings * ring_bytes(setting, count, plan) * setting.streams,
+        rolling_cache=rings,
         condition_cache=(condition_bytes(setting, count, plan) + prompt_bytes(setting, count)) * setting.streams,
         activations=work + modulations + WORKSPACE,
         vae=vae,

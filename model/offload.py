@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,10 @@ from model.compile import speed_up
 from model.config import ModelConfig, RunConfig
 from model.dit import DiT
 from model.fast import device_of
+from model.memory import GB, Setting, block_bytes
 from model.share import Share
-from model.weights import load_weights
+from model.solvers import with_choices
+from model.weights import load_weights, read_config
 
 log = logging.getLogger(__name__)
 
@@ -133,13 +136,59 @@ def is_streamed(dit: DiT) -> bool:
     return isinstance(dit.blocks, StreamedBlocks)
 
 
-def load_offloaded(run: RunConfig) -> tuple[ModelConfig, dict[str, nn.Module]]:
-    """As `weights.load_weights`, the transformer in its final form with its layers left on the host.
+def host_bytes(config: ModelConfig, fp8: bool, kv_fp8: bool, keeps_rings: bool) -> int:
+    """Page-locked memory that a model's layers, and the rings of one session, take on the host.
+
+    Such memory is handed out in powers of two.
+    """
+    locked = lambda size: 1 << (int(size) - 1).bit_length()  # noqa: E731
+    dit, stream = config.dit, config.stream
+    total = dit.num_layers * locked(block_bytes(dit, fp8))
+    if keeps_rings:
+        setting = Setting(config=config, steps=len(config.sampler.sigmas))
+        piece = 2 * setting.block_tokens * dit.dim * (1 if kv_fp8 else 2)
+        rings = 1 if setting.is_clean else setting.steps
+        total += rings * dit.num_layers * stream.ring_blocks * locked(piece)
+    return total
+
+
+def free_host_bytes() -> int | None:
+    """Main memory that programs may still take; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
+        return None
+
+
+def _check_host(needed: int, keeps_rings: bool) -> None:
+    """Refuse what would end in the system killing this process.
 
     Raises:
-        CheckpointError, ValueError: as `load_weights`.
+        ValueError: main memory is too small.
+    """
+    free = free_host_bytes()
+    if free is not None and needed > free:
+        also = " and rings" if keeps_rings else ""
+        raise ValueError(
+            f"parallel.plan is offload, which keeps {needed / GB:.1f} GB of layers{also} in main memory, where "
+            f"{free / GB:.1f} GB are free; use model.weights_dtype fp8, a smaller size, or a machine with more memory"
+        )
+
+
+def load_offloaded(run: RunConfig, keeps_rings: bool = False) -> tuple[ModelConfig, dict[str, nn.Module]]:
+    """As `weights.load_weights`, the transformer in its final form with its layers left on the host.
+
+    Args:
+        run: which checkpoint and how.
+        keeps_rings: whether rings will be kept there too (`model.host_rings`); room for one session's is looked for.
+
+    Raises:
+        CheckpointError, ValueError: as `load_weights`, or main memory is too small.
     """
     device = device_of(run)
+    sizes = with_choices(read_config(run), {}, run)
+    _check_host(host_bytes(sizes, run.weights_dtype == "fp8", run.kv_dtype == "fp8", keeps_rings), keeps_rings)
     narrow = device.type == "cuda" and run.dtype == "auto"
     host = replace(run, device="cpu", weights_dtype="auto", kv_dtype="auto", dtype="bfloat16" if narrow else run.dtype)
     config, modules = load_weights(run, Share(parts=("vae", "audio", "text")))

@@ -54,13 +54,13 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """`layers 4 x sequence 2 + vae`, for tables and messages."""
+        """`layers 4 x sequence 2 + vae`, `single, tiled`, for tables and messages."""
         parts = [self.kind if self.kind in ("single", "offload") else f"{self.kind} {self.pipeline}"]
         if self.kind == "sequence":
             parts = [f"sequence {self.sequence}"]
         elif self.sequence > 1:
             parts.append(f"sequence {self.sequence}")
-        return " x ".join(parts) + (" + vae" if self.vae == "own" else "")
+        return " x ".join(parts) + {"own": " + vae", "tiled": ", tiled"}.get(self.vae, "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import functools
 
+from model.component_config import WanVAEConfig
 from model.config import DiTConfig
 from model.gpus import Gpu
-from model.memory import GB, Duty, Setting, block_bytes, ring_bytes
+from model.memory import GB, Duty, Setting, block_bytes, ring_bytes, tile_share
 from model.parallel import Plan
 from model.published import published
 
@@ -47,18 +48,20 @@ def pass_s(setting: Setting, plan: Plan, layers: int, speed: float) -> float:
     return seconds / speed / plan.sequence
 
 
-def decode_s(setting: Setting, speed: float) -> float:
-    """Seconds of decoding a block."""
+def decode_s(setting: Setting, speed: float, tiled: bool = False) -> float:
+    """Seconds of decoding a block; tiles do their rims twice."""
     config, known = setting.config, _known().config
     pixels = config.width * config.height / (known.width * known.height)
     work = 1.0 if config.vae.kind == "wan" else 0.05
+    if tiled and isinstance(config.vae, WanVAEConfig):
+        work *= max(1.0, 4 * tile_share(config.vae, config.width, config.height))
     return DECODE_S * work * pixels * config.stream.frames_per_block / known.stream.frames_per_block / speed
 
 
 def busy_s(setting: Setting, plan: Plan, duty: Duty, gpu: Gpu) -> float:
     """Seconds that a block keeps one card busy."""
     config, layers = setting.config, len(duty.layers)
-    seconds = decode_s(setting, gpu.speed.compute) if duty.decodes else 0.0
+    seconds = decode_s(setting, gpu.speed.compute, plan.vae == "tiled") if duty.decodes else 0.0
     if layers == 0:
         return seconds
     passes = setting.passes
@@ -70,7 +73,7 @@ def busy_s(setting: Setting, plan: Plan, duty: Duty, gpu: Gpu) -> float:
         one += moved * (plan.sequence - 1) / plan.sequence / (gpu.speed.peer_gb_s * GB)
     if plan.offload != "none":
         copied = layers * block_bytes(config.dit, plan.weights_dtype == "fp8")
-        one = max(one, copied / (gpu.speed.host_gb_s * GB))
         if plan.offload == "weights+kv":
-            one += ring_bytes(setting, layers, plan) / (gpu.speed.host_gb_s * GB)
+            copied += ring_bytes(setting, layers, plan)
+        one = max(one, copied / (gpu.speed.host_gb_s * GB))
     return passes * one + seconds

@@ -22,7 +22,7 @@ from model.memory import (
     session_bytes,
 )
 from model.mesh import cut, split
-from model.parallel import KINDS, ParallelConfig, Plan
+from model.parallel import KINDS, VAE_PLACES, ParallelConfig, Plan
 from model.plan_speed import busy_s
 
 _SEQUENCES = (2, 4, 5, 8)
@@ -45,6 +45,8 @@ class Layout:
     """Seconds from one block to the next; an estimate."""
     latency_s: float
     """Seconds of one block alone; an estimate."""
+    room: int
+    """Sessions whose memory the cards hold."""
     sessions: int
     """Live sessions that both time and memory allow; an estimate."""
 
@@ -150,10 +152,9 @@ def lay_out(setting: Setting, plan: Plan, gpus: Sequence[Gpu], reserve_gb: float
     stages = busy[:: plan.sequence] if plan.vae != "own" else [*busy[: -1 : plan.sequence], busy[-1]]
     free = [gpu.usable - need.peak - reserve for gpu, need in zip(used, needs, strict=True)]
     block_s = max(busy)
-    sessions = 0
+    room = 0
     if min(free) >= 0:
-        more = min(_more(setting, plan, duty, room) for duty, room in zip(duties, free, strict=True))
-        sessions = min(math.floor(setting.config.geometry.block_s / block_s), 1 + more)
+        room = 1 + min(_more(setting, plan, duty, left) for duty, left in zip(duties, free, strict=True))
     return Layout(
         plan=plan,
         gpus=used,
@@ -162,7 +163,8 @@ def lay_out(setting: Setting, plan: Plan, gpus: Sequence[Gpu], reserve_gb: float
         reserve=reserve,
         block_s=block_s,
         latency_s=sum(stages),
-        sessions=sessions,
+        room=room,
+        sessions=min(math.floor(setting.config.geometry.block_s / block_s), room),
     )
 
 
@@ -177,10 +179,12 @@ def shapes(setting: Setting, count: int, asked: ParallelConfig) -> Iterator[Plan
     steps, layers = 1 if setting.is_clean else setting.steps, setting.config.dit.num_layers
     heads, tokens = setting.config.dit.num_heads, setting.frame_tokens
     wanted = KINDS if asked.plan == "auto" else (asked.plan,)
-    own = {"auto": (False, True), "own": (True,)}.get(asked.vae, (False,))
-    tiled = "tiled" if asked.vae == "tiled" else "shared"
+    places = VAE_PLACES if asked.vae == "auto" else (asked.vae,)
+    if setting.config.vae.kind != "wan":  # the small decoder knows no tiles, and needs none
+        places = tuple(place for place in places if place != "tiled")
     seen = set()
-    for kind, alone in itertools.product(wanted, own):
+    for kind, place in itertools.product(wanted, places):
+        alone = place == "own"
         if kind == "offload" and alone and asked.vae == "auto":
             continue
         cards = count - alone
@@ -203,7 +207,7 @@ def shapes(setting: Setting, count: int, asked: ParallelConfig) -> Iterator[Plan
                 continue
             for offload in offloads:
                 try:
-                    plan = Plan(kind=kind, pipeline=g, sequence=u, vae="own" if alone else tiled, offload=offload)
+                    plan = Plan(kind=kind, pipeline=g, sequence=u, vae=place, offload=offload)
                 except ValueError:
                     continue
                 if plan not in seen:
@@ -273,6 +277,8 @@ def choose(
 
 def _impossible(setting: Setting, count: int, asked: ParallelConfig) -> str:
     heads = setting.config.dit.num_heads
+    if asked.vae == "tiled" and setting.config.vae.kind != "wan":
+        return f"parallel.vae is tiled, but the decoder of {setting.config.name} is a small one; use auto or shared"
     return (
         f"parallel.plan is {asked.plan} with pipeline {asked.pipeline}, sequence {asked.sequence}, vae {asked.vae}, "
         f"which cannot be laid over {count} cards with {heads} heads and {setting.steps} steps; use more cards, "
@@ -290,7 +296,7 @@ def remedy_of(setting: Setting, layout: Layout, gpus: Sequence[Gpu], asked: Para
     def fits(plan: Plan, setting: Setting = setting, cards: Sequence[Gpu] = gpus) -> bool:
         return len(cards) >= plan.num_devices and lay_out(setting, plan, cards, asked.reserve_gb).fits
 
-    for change, words in _precisions(plan, has_fp8):
+    for change, words in _lighter(setting, plan, has_fp8):
         if fits(replace(plan, **change)):
             return words
     narrow = replace(plan, weights_dtype="fp8", kv_dtype="fp8") if has_fp8 else plan
@@ -316,9 +322,11 @@ def remedy_of(setting: Setting, layout: Layout, gpus: Sequence[Gpu], asked: Para
     return _other_cards(host, narrow, gpus, with_fp8, fits)
 
 
-def _precisions(plan: Plan, has_fp8: bool) -> list[tuple[dict[str, str], str]]:
-    """Narrower precisions of a plan, in words, the smallest change first."""
+def _lighter(setting: Setting, plan: Plan, has_fp8: bool) -> list[tuple[dict[str, str], str]]:
+    """Tiles, and narrower precisions of a plan, in words, the smallest change first."""
     found: list[tuple[dict[str, str], str]] = []
+    if plan.vae == "shared" and setting.config.vae.kind == "wan":
+        found.append(({"vae": "tiled"}, "decoding tile by tile (parallel.vae tiled)"))
     weights, caches = plan.weights_dtype == "bf16", plan.kv_dtype == "bf16"
     if has_fp8 and weights:
         found.append(({"weights_dtype": "fp8"}, "fp8 weights (model.weights_dtype fp8)"))

@@ -24,6 +24,7 @@ from model.config import ModelConfig, RunConfig
 from model.denoiser import Denoiser
 from model.fast import kv_dtype_of, make_fast
 from model.folded_decoder import fold
+from model.kv_cache import RollingCache
 from model.offload import is_streamed
 
 MAX_AUTO_THREADS = 4
@@ -136,8 +137,14 @@ def _seconds(work: Callable[[], object]) -> float:
 class _Timed:
     """Modules on a processor or a GPU, brought into the form that will run, and what each takes."""
 
-    def __init__(self, config: ModelConfig, modules: dict[str, nn.Module], run: RunConfig) -> None:
-        self.config, self.modules, self.run = config, modules, run
+    def __init__(
+        self,
+        config: ModelConfig,
+        modules: dict[str, nn.Module],
+        run: RunConfig,
+        allocate: Callable[..., RollingCache],
+    ) -> None:
+        self.config, self.modules, self.run, self.allocate = config, modules, run, allocate
         self.vae, self.device = modules["vae"], modules["dit"].head.head.weight.device
         self.kv_dtype = kv_dtype_of(run)
         self.reasons: dict[str, str] = {}
@@ -157,10 +164,10 @@ class _Timed:
         if self.device.type == "cuda":
             is_final = is_streamed(dit)
             self.dit_dtype, self.vae_dtype = make_fast(self.modules, self.run, self.reasons, is_final=is_final)
-            self.stage_s["pass"] = time_of(_time_pass(self.config, dit, self.kv_dtype)).typical
+            self.stage_s["pass"] = time_of(_time_pass(self.config, dit, self.kv_dtype, self.allocate)).typical
         elif is_streamed(dit):
             self.dit_dtype = dit.dtype
-            self.stage_s["pass"] = time_of(_time_pass(self.config, dit, self.kv_dtype)).typical
+            self.stage_s["pass"] = time_of(_time_pass(self.config, dit, self.kv_dtype, self.allocate)).typical
             self.reasons["dit_dtype"] = "as loaded: layers that stream from the host are not converted"
         else:
             self.modules["dit"], self.dit_dtype, self.stage_s["pass"], self.reasons["dit_dtype"] = _faster(
@@ -196,7 +203,12 @@ class _Timed:
 
 
 @torch.inference_mode()
-def choose_profile(config: ModelConfig, modules: dict[str, nn.Module], run: RunConfig) -> Profile:
+def choose_profile(
+    config: ModelConfig,
+    modules: dict[str, nn.Module],
+    run: RunConfig,
+    allocate: Callable[..., RollingCache] = RollingCache.allocate,
+) -> Profile:
     """Time the modules, keep them in the faster precision, and choose schedule and decoder.
 
     Args:
@@ -204,11 +216,12 @@ def choose_profile(config: ModelConfig, modules: dict[str, nn.Module], run: RunC
         modules: as `weights.load_weights` gives them; `dit` and the VAE's decoder are replaced here by the form that
             runs, and the thread count of this process is set. On a GPU both are brought into their fast form.
         run: what the operator asked for.
+        allocate: makes the rings, see `Denoiser`.
     """
     cores = usable_cores()
     threads = run.threads or min(max(1, cores - 1), MAX_AUTO_THREADS)
     torch.set_num_threads(threads)
-    timed = _Timed(config, modules, run)
+    timed = _Timed(config, modules, run, allocate)
     why = f"one of {cores} usable cores is left to the server, at most {MAX_AUTO_THREADS} help"
     timed.reasons["threads"] = f"{threads} threads {'as configured' if run.threads else 'because ' + why}"
     if config.vae.kind == "light":  # two-dimensional convolutions only
@@ -281,11 +294,18 @@ def _faster(
     return module, torch.float32, wide.typical, f"float32: {figures}"
 
 
-def _time_pass(config: ModelConfig, dit: nn.Module, kv_dtype: torch.dtype | None = None) -> Callable[[], object]:
+def _time_pass(
+    config: ModelConfig,
+    dit: nn.Module,
+    kv_dtype: torch.dtype | None = None,
+    allocate: Callable[..., RollingCache] = RollingCache.allocate,
+) -> Callable[[], object]:
     """One pass over a block whose ring is full."""
     c, geometry = config.dit, config.geometry
     frames, ring = config.stream.frames_per_block, config.stream.ring_blocks
-    denoiser = Denoiser(dit, config.stream, config.sampler.sigmas[:1], *_latent_size(config), kv_dtype)
+    denoiser = Denoiser(
+        dit, config.stream, config.sampler.sigmas[:1], *_latent_size(config), kv_dtype, allocate=allocate
+    )
     zeros = lambda *shape: torch.zeros(shape, device=dit.head.head.weight.device)  # noqa: E731
     latents = zeros(1, c.in_dim, frames, *_latent_size(config))
     motion = latents[:, :, :1] if c.enable_framepack else None

@@ -27,6 +27,7 @@ from model.sequence import share_out
 from model.share import layer_costs, share_of
 from model.solvers import with_choices
 from model.stages import RankRelay, Stage
+from model.wan_vae import decode_in_tiles
 from model.weights import load_weights, read_config
 
 LOADING_S = 900.0
@@ -117,6 +118,8 @@ def load_rank(run: RunConfig, plan: Plan, rank: int) -> Loaded:
         role = mesh.roles[rank]
         config, modules = load_weights(run, share_of(role))
         config = with_choices(config, modules, run)
+        if plan.vae == "tiled" and role.decodes:
+            decode_in_tiles(modules["vae"], config.name)
     except ValueError as error:
         raise UnsupportedError(str(error)) from error
     return Loaded(config, mesh, role, torch.device(run.device), modules, run)

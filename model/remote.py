@@ -33,6 +33,7 @@ from model.launch import (
     Updated,
     WorkerProcess,
 )
+from model.worker import SLOTS
 
 _START_S = 1200.0
 _ANSWER_S = 120.0
@@ -56,7 +57,9 @@ class RemoteModel:
         self._asked: dict[tuple[str, int], BlockRequest] = {}
         self._process.start()
         ready = self._expect(Ready, _START_S)
-        self.info, self.depth = ready.info, ready.info.depth
+        self.info = ready.info
+        self.depth = min(ready.info.depth, int(spec.get("slots", SLOTS)))
+        """Blocks that may be under way at once: the plan's, and each needs room for its pictures."""
         self._ring = RingReader(ready.ring, lambda slot: self._process.send(Release(slot)))
 
     def open(self, spec: SessionSpec) -> SessionInfo:
@@ -128,6 +131,8 @@ class RemoteModel:
             match report:
                 case None:
                     raise LinkError(f"{self._process.cause_of_death()}; start again")
+                case Failed(reason, is_final=False):
+                    raise LinkError(reason)
                 case Failed(reason) | Refused(_, reason) | Unchanged(_, _, _, reason):
                     raise ModelError(reason)
                 case Skipped():

@@ -54,6 +54,10 @@ class Walk:
         """What the next convolution keeps from the last call."""
         return self._old[len(self.new)]
 
+    def rest(self) -> list[Tensor | None]:
+        """What all further convolutions keep from the last call."""
+        return self._old[len(self.new) :]
+
     def remember(self, past: Tensor | None) -> None:
         """What the next convolution keeps for the next call; the one after it is next then."""
         self.new.append(past)

@@ -1,7 +1,7 @@
 """The decoder of the published video VAE (Wan 2.1) as a stream; see `model.wan_blocks` for how it is laid out.
 
 Shapes are the same in every call but a stream's first, whose single latent gives a single picture: the temporal
-upsamplers let it pass.
+upsamplers let it pass. Nearly all memory is the two finest levels'; on a small card they go tile by tile.
 
 Letters: B batch, T frames at this level, H and W rows and columns at this level, C channels.
 """
@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from model.component_config import WanVAEConfig
+from model.component_config import TILED_LEVELS, WanVAEConfig
+from model.tiles import tiles
 from model.wan_blocks import CausalConv, MidBlock, Norm, ResidualBlock, Sum, Walk, num_slots
 
 
@@ -80,6 +81,9 @@ class WanDecoder(nn.Module):
             self.up_blocks.append(Level(dim, out, cfg.residual_blocks + 1, upsampler))
             dim = out // 2
         self.norm_out, self.conv_out = Norm(coarse_first[-1], 3), CausalConv(coarse_first[-1], 3, (3, 3, 3))
+        self.is_tiled = False
+        """The finest levels go tile by tile, for less memory; the pictures are the same."""
+        self._rim = cfg.tile_rim
         self.num_slots = num_slots(self)
 
     def forward(
@@ -98,11 +102,32 @@ class WanDecoder(nn.Module):
         walk = Walk(slots, is_first)
         x = walk.behind_past(latents.permute(0, 2, 3, 4, 1))
         stream = self.mid_block(Sum(self.conv_in.over(x)), walk)
-        for level in self.up_blocks:
+        levels = list(self.up_blocks)
+        for level in levels[:-TILED_LEVELS]:
+            stream = level(stream, walk)
+        finish = self._in_tiles if self.is_tiled else self._finish
+        video = finish(stream, levels[-TILED_LEVELS:], walk)
+        assert len(walk.new) == len(slots)
+        return video.permute(0, 4, 1, 2, 3), tuple(walk.new)
+
+    def _finish(self, stream: Sum, levels: Sequence[Level], walk: Walk) -> Tensor:
+        """The finest levels and what follows: pictures [B, T, H, W, 3]."""
+        for level in levels:
             stream = level(stream, walk)
         _, wide = walk.normed(stream, self.norm_out)
-        assert len(walk.new) == len(slots)
-        return self.conv_out.over(wide).permute(0, 4, 1, 2, 3), tuple(walk.new)
+        return self.conv_out.over(wide)
+
+    def _in_tiles(self, stream: Sum, levels: Sequence[Level], walk: Walk) -> Tensor:
+        """As `_finish`, in a quarter of the room."""
+        x, old = stream.value(), walk.rest()
+        video, new = None, [None] * len(old)
+        for tile in tiles(*x.shape[2:4], self._rim):
+            part = Walk([tile.of(slot) for slot in old], walk.is_first)
+            video = tile.into(video, self._finish(Sum(tile.of(x).contiguous()), levels, part))
+            new = [tile.into(whole, piece) for whole, piece in zip(new, part.new, strict=True)]
+        for slot in new:
+            walk.remember(slot)
+        return video
 
 
 def for_gpu(module: nn.Module) -> None:

@@ -133,3 +133,18 @@ class WanVAE(nn.Module):
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         return _per_channel(self.cfg.latents_mean, device), _per_channel(self.cfg.latents_std, device)
+
+
+def decode_in_tiles(vae: nn.Module, name: str) -> None:
+    """Let a VAE decode tile by tile from now on.
+
+    Args:
+        vae: changed in place.
+        name: of the checkpoint.
+
+    Raises:
+        ValueError: its decoder is none of the published kind.
+    """
+    if not isinstance(vae, WanVAE):
+        raise ValueError(f"parallel.vae is tiled, but the decoder of {name} is a small one; use auto or shared")
+    vae.decoder.is_tiled = True

@@ -40,7 +40,7 @@ from model.control import (
     Updated,
 )
 from model.desk import Desk, Job
-from model.errors import CheckpointError, LinkError, ModelError, UnsupportedError, UnwantedError
+from model.errors import CheckpointError, LinkError, ModelError, UnwantedError
 from model.frame_ring import RingWriter
 from model.interface import AvatarModel, BlockRequest, BlockResult, SessionUpdate
 from model.parallel import Plan
@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 0.5
 _MAX_FAILURES = 3
+SLOTS = 12
+"""Blocks whose pictures may wait to be taken, unless the launch spec says otherwise."""
 _LOOK_S = 0.005
 """How often commands are looked for while blocks are under way elsewhere."""
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -155,6 +157,7 @@ class Worker:
         try:
             info = self._model.open(job.spec)
         except Exception as error:  # the session is refused, the others go on
+            self._break_on(error)
             if not isinstance(error, ModelError):
                 log.exception("opening session %s failed", job.spec.session)
             self._report(Refused(job.spec.session, sentence(error)))
@@ -165,6 +168,7 @@ class Worker:
         try:
             info = self._model.update(update)
         except Exception as error:  # the change is refused, the stream goes on
+            self._break_on(error)
             if not isinstance(error, ModelError):
                 log.exception("update of session %s failed", update.session)
             self._report(Unchanged(update.session, update.block, update.parts, sentence(error)))
@@ -179,8 +183,8 @@ class Worker:
         """
         try:
             result = self._model.advance(limit_s)
-        except LinkError as error:
-            raise BrokenError(str(error)) from error
+        except Exception as error:  # of no block in particular: out of memory, a process that is gone
+            raise BrokenError(sentence(error)) from error
         if result is not None:
             self.desk.step_ended(self._now())
             key = (result.session, result.block, result.epoch)
@@ -195,13 +199,12 @@ class Worker:
                 self._model.submit(request)
                 return
             result = self._model.step(request)
-        except LinkError as error:
-            raise BrokenError(str(error)) from error
         except UnwantedError as error:
             self._unwanted(key, error.applied)
             return
         except Exception as error:  # one block is lost, the stream goes on
             self._started_s.pop((request.session, request.block, request.epoch), None)
+            self._break_on(error)
             self._fail(key, error)
             return
         finally:
@@ -222,6 +225,15 @@ class Worker:
         times = {"started_s": started_s, "finished_s": self._now()}
         applied = self._applied.pop(result.session, ()) + result.applied
         self._report(Done(**key, slot=slot, **times, stage_s=dict(result.stage_s), applied=applied))
+
+    def _break_on(self, error: Exception) -> None:
+        """End what cannot go on: processes that have lost each other, or of which one has not done its share.
+
+        Raises:
+            BrokenError: with the error's sentence.
+        """
+        if isinstance(error, LinkError) or (self._depth > 1 and not isinstance(error, ModelError)):
+            raise BrokenError(sentence(error)) from error
 
     def _fail(self, key: dict[str, Any], error: Exception) -> None:
         log.error("block %s of session %s failed: %s", key["block"], key["session"], error, exc_info=error)
@@ -261,11 +273,6 @@ def load(spec: Mapping[str, Any], peers: list[Connection] | None = None) -> Avat
         return FakeModel(FakeConfig(**{name: value for name, value in spec.items() if name in known}))
     if spec["kind"] == "checkpoint":
         plan = plan_of(spec)
-        if plan.vae == "tiled" or plan.offload == "weights+kv":
-            key, value = ("vae", plan.vae) if plan.vae == "tiled" else ("offload", plan.offload)
-            raise UnsupportedError(
-                f"parallel.{key} is {value}, which is planned for but cannot be run yet; use auto, or a smaller size"
-            )
         if plan.num_devices == 1:
             from model.generator import load_model
 
@@ -324,7 +331,7 @@ class _Process:
         self._busy_since_s = time.monotonic()
         try:
             model = load(spec, peers)
-            ring = RingWriter(int(spec.get("slots", 12)), block_shape(model), name=spec.get("ring_name"))
+            ring = RingWriter(int(spec.get("slots", SLOTS)), block_shape(model), name=spec.get("ring_name"))
         except Exception as error:
             if not isinstance(error, ModelError):
                 log.exception("the model could not be loaded")

@@ -68,8 +68,16 @@ class Slot:
 class Admission:
     """Hands out slots while the machine keeps up."""
 
-    def __init__(self, limits: LimitsConfig, *, now: Callable[[], float] = time.monotonic) -> None:
-        self._limits = limits
+    def __init__(
+        self, limits: LimitsConfig, room: int | None = None, *, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        """
+        Args:
+            limits: as configured.
+            room: sessions whose memory the cards hold, by the planner; None: not counted.
+            now: monotonic seconds.
+        """
+        self._limits, self._room = limits, room
         self._now = now
         self._slots: set[Slot] = set()
         self._held_s: deque[float] = deque(maxlen=32)
@@ -95,13 +103,18 @@ class Admission:
 
     @property
     def max_sessions(self) -> int:
-        """Slots there are: as configured, or as measured; one before the first measurement."""
-        return min(self._limits.max_sessions, 10_000) or self.measured_sessions
+        """Slots there are: as configured, or as measured; one before the first measurement. Memory bounds both."""
+        if self._limits.max_sessions:
+            return self._in_memory(self._limits.max_sessions)
+        return self.measured_sessions
 
     @property
     def measured_sessions(self) -> int:
-        """Slots that the measurements allow, whatever `limits.max_sessions` says."""
-        return self._load.sessions(self._limits.load) if self._load else 1
+        """Slots that measured times and the cards' memory allow, whatever `limits.max_sessions` says."""
+        return self._in_memory(self._load.sessions(self._limits.load) if self._load else 1)
+
+    def _in_memory(self, sessions: int) -> int:
+        return sessions if self._room is None else max(1, min(sessions, self._room))
 
     @property
     def rtf_p95(self) -> float:
@@ -179,6 +192,9 @@ class Admission:
         return left[place] + rounds * mean_s
 
     def _full_sentence(self) -> str:
+        if self._room is not None and self.max_sessions >= self._room:
+            sessions = "1 session" if self._room == 1 else f"{self._room} sessions"
+            return f"The GPUs have memory for {sessions} (avatarcast plan shows it); try again later."
         if self._limits.max_sessions:
             return f"Every place is taken; limits.max_sessions is {self.max_sessions}. Try again later."
         if self._load is None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from model.errors import PortraitError
+from model.errors import LinkError, PortraitError
 from model.interface import AvatarModel, SessionInfo
 from model.parallel import Plan
 from model.portrait import MAX_BYTES, decode_image
@@ -190,7 +190,7 @@ class LoadedModel:
             ServerError, ModelError: it does not fit, or cannot be loaded.
         """
         if self._model is None or (section, flags) != self._wanted:
-            self._let_go()  # before the next takes its memory
+            self.let_go()  # before the next takes its memory
             plan = _plan(self.config, section, flags, tell)
             tell(f"loading {section.kind if section.kind == 'fake' else section.checkpoint} …")
             from model.worker import load  # loads torch, in this process and only here
@@ -199,7 +199,7 @@ class LoadedModel:
             self._wanted = section, flags
         return self._model
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         """Drop the model, and give its memory back to the cards, where the next one's plan looks for it."""
         had_tensors = self._wanted is not None and self._wanted[0].kind == "checkpoint"
         if hasattr(self._model, "stop"):  # its ranks are processes of their own
@@ -245,22 +245,26 @@ def make_film(
     if clip_frames != wish.infer_frames:
         block = model.info.geometry.frames_per_block
         tell(f"--infer_frames {wish.infer_frames} becomes {clip_frames}: whole blocks of {block}")
-    return generate(
-        model,
-        image=image,
-        audio=wish.sounds,
-        out=wish.out,
-        prompt=wish.prompt,
-        seed=wish.base_seed,
-        config=loaded.config.streaming,
-        max_frames=None if wish.num_clip is None else wish.num_clip * clip_frames,
-        parity=wish.parity,
-        masks=masks,
-        pose_video=wish.pose_video,
-        on_open=lambda info: _tell_of_session(info, tell),
-        on_progress=on_progress,
-        should_stop=should_stop,
-    )
+    try:
+        return generate(
+            model,
+            image=image,
+            audio=wish.sounds,
+            out=wish.out,
+            prompt=wish.prompt,
+            seed=wish.base_seed,
+            config=loaded.config.streaming,
+            max_frames=None if wish.num_clip is None else wish.num_clip * clip_frames,
+            parity=wish.parity,
+            masks=masks,
+            pose_video=wish.pose_video,
+            on_open=lambda info: _tell_of_session(info, tell),
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
+    except LinkError:  # a process of the plan is gone; the next film starts them again
+        loaded.let_go()
+        raise
 
 
 def _clip_frames(wish: FilmWish, block: int) -> int:
@@ -300,7 +304,7 @@ def _plan(config: Config, section: ModelSection, flags: PlanFlags, tell: Callabl
         parallel, notices = flags.over(parallel, model_sizes(section.checkpoint).dit.num_heads)
         for notice in notices:
             tell(notice)
-    return plan_to_run(section, parallel)
+    return plan_to_run(section, parallel)[0]
 
 
 def _sized(section: ModelSection, image: np.ndarray, tell: Callable[[str], None]) -> ModelSection:

@@ -68,7 +68,8 @@ class Hub:
         self.metrics = Metrics()
         self.rates = Rates(config.limits)
         self.authority = Authority(config.server, config.auth, known, rates=self.rates)
-        self.admission = Admission(config.limits)
+        plan, room = plan_to_run(config.model, config.parallel)
+        self.admission = Admission(config.limits, room)
         self.waiting = WaitingRoom(
             config.limits,
             self.admission,
@@ -76,7 +77,6 @@ class Hub:
             ended=lambda id: id not in self._sessions,
         )
         self.gallery = Gallery()
-        plan = plan_to_run(config.model, config.parallel)
         self.engine = Engine(config.model.launch_spec(config.server.log_level, plan), config.streaming.engine)
         self.lag = LoopLag(self.metrics)
         self.preview = preview_stream(config.model)

@@ -7,6 +7,7 @@ processor, and for the drawn figure, nothing is looked at.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from model.planner import Layout, Outcome, choose
 from model.setting import setting_of
 from server.config import Config, ModelSection
 from server.errors import ConfigError, StartError
+
+log = logging.getLogger(__name__)
 
 _COLUMNS = ("weights", "rolling_cache", "condition_cache", "activations", "vae", "reserve")
 _SHOWN_MISSES = 12
@@ -77,25 +80,31 @@ def run_plan(config: Config, *, gpus: str | None, size: str | None, chart: Path 
     return 0 if outcome.chosen is not None else 1
 
 
-def plan_to_run(model: ModelSection, parallel: ParallelConfig) -> Plan | None:
-    """The plan a model is about to be loaded with; None where there is nothing to plan (processor, drawn figure).
+def plan_to_run(model: ModelSection, parallel: ParallelConfig) -> tuple[Plan | None, int | None]:
+    """The plan a model is about to be loaded with, and how many sessions' memory the cards then hold.
+
+    Returns:
+        None for the plan where there is nothing to plan (processor, drawn figure), and for the sessions where no card's
+        memory is counted.
 
     Raises:
         StartError: this version cannot run the plan, or it does not fit the cards; the text holds table and remedy.
     """
     if model.kind == "fake":
-        return None
+        return None, None
     check_runnable(parallel)
     if model.device == "cpu":
-        return _on_processor(parallel)
+        return _on_processor(parallel), None
     cards = installed_gpus()
     if not cards:
-        return _on_processor(parallel)
+        return _on_processor(parallel), None
     if model.device.startswith("cuda:"):
         cards = cards[int(model.device.removeprefix("cuda:")) :][:1]
     if not cards:
-        return None  # loading says which device is missing
-    return checked_plan(model, parallel, cards)
+        return None, None  # loading says which device is missing
+    layout = checked_layout(model, parallel, cards)
+    log.info("plan %s\n%s", title(layout), "\n".join(table(layout)))
+    return layout.plan, layout.room
 
 
 def check_runnable(parallel: ParallelConfig) -> None:
@@ -116,7 +125,7 @@ def check_runnable(parallel: ParallelConfig) -> None:
         )
 
 
-def checked_plan(run: RunConfig, parallel: ParallelConfig, cards: Sequence[Gpu]) -> Plan:
+def checked_layout(run: RunConfig, parallel: ParallelConfig, cards: Sequence[Gpu]) -> Layout:
     """The fastest plan that this version runs, fits the cards, and keeps the precision that will be loaded.
 
     Raises:
@@ -125,7 +134,7 @@ def checked_plan(run: RunConfig, parallel: ParallelConfig, cards: Sequence[Gpu])
     weights, kv = ("bf16" if name == "auto" else name for name in (run.weights_dtype, run.kv_dtype))
     outcome = _outcome(run, parallel, cards, weights, kv, RUNNABLE)
     if outcome.chosen is not None:
-        return outcome.chosen.plan
+        return outcome.chosen
     anything = _outcome(run, ParallelConfig(reserve_gb=parallel.reserve_gb), cards, "auto", "auto", RUNNABLE)
     other = _outcome(run, ParallelConfig(reserve_gb=parallel.reserve_gb), cards, "auto", "auto", None)
     lines = [
@@ -145,7 +154,7 @@ def checked_plan(run: RunConfig, parallel: ParallelConfig, cards: Sequence[Gpu])
 def _on_processor(parallel: ParallelConfig) -> Plan | None:
     """What was asked for by name; processors are not planned."""
     if parallel.plan in ("auto", "single"):
-        return None
+        return Plan(vae="tiled") if parallel.vae == "tiled" else None
     try:
         return Plan(
             kind=parallel.plan,

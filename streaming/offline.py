@@ -12,9 +12,11 @@ import itertools
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -97,7 +99,7 @@ def speech_frames(
     """Pictures of a speech, block by block.
 
     Args:
-        model: with `session` open at block 0.
+        model: with `session` open at block 0; one that works on several blocks at once (`depth`) is kept full.
         sounds: of every speaker, pieces of 16 kHz mono float32 of any size.
         session: session id.
         config: voice activity and fades.
@@ -109,7 +111,43 @@ def speech_frames(
     Raises:
         ModelError: the model cannot go on.
     """
-    config = config or StreamingConfig()
+    requests = _requests(model, sounds, session, config or StreamingConfig(), pose)
+    depth = getattr(model, "depth", 1)
+    if depth == 1:
+        for request, left in requests:
+            yield model.step(request).frames[:left]
+        return
+    lengths: deque[int] = deque()
+    try:
+        for request, left in requests:
+            while len(lengths) >= depth:
+                yield from _finished(model, lengths)
+            model.submit(request)
+            lengths.append(left)
+        while lengths:
+            yield from _finished(model, lengths)
+    except (GeneratorExit, KeyboardInterrupt):  # the film is cut off; what is under way must not come out in the next
+        while lengths:
+            for _ in _finished(model, lengths):
+                pass
+        raise
+
+
+def _finished(model: Any, lengths: deque[int]) -> Iterator[np.ndarray]:
+    """The next block of a model that works on several, if one is finished within a moment; a stream's come in order."""
+    result = model.advance()
+    if result is not None:
+        yield result.frames[: lengths.popleft()]
+
+
+def _requests(
+    model: AvatarModel,
+    sounds: Sequence[Iterable[np.ndarray]],
+    session: str,
+    config: StreamingConfig,
+    pose: Iterator[np.ndarray] | None,
+) -> Iterator[tuple[BlockRequest, int]]:
+    """What is asked of the model, block by block, and how many of the block's pictures belong to the film."""
     geometry, spec = model.info.geometry, model.info.window.of_known_sound
     speakers = [
         _Speaker(s, Windows(spec, config.window, config.vad, make_judge(config.vad)), spec.block_samples)
@@ -134,7 +172,7 @@ def speech_frames(
             posture=next((posture for posture in postures if posture == "speaking"), postures[0]),
             pose=None if pose is None else _next_pictures(pose, geometry.frames_per_block),
         )
-        yield model.step(request).frames[:left]
+        yield request, left
 
 
 def _next_pictures(pose: Iterator[np.ndarray], count: int) -> np.ndarray | None:

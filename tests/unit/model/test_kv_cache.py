@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model import rope
+from model.host_rings import LayerBuffers
 from model.kv_cache import ConditionCache, RollingCache
 
 LAYERS, BATCH, TOKENS, HEADS, WIDTH = 2, 1, 3, 2, 12
@@ -113,3 +114,34 @@ def test_bytes_are_counted_once() -> None:
     write(cache, 0)
     tokens = REFERENCE + MOTION + 3 * TOKENS
     assert cache.nbytes == 2 * 4 * LAYERS * tokens * HEADS * WIDTH
+
+
+@pytest.mark.parametrize("evict", ["oldest", "slot"])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_rings_on_the_host_are_the_same(evict: str, layers: int) -> None:
+    cond = condition()
+    cond.k, cond.v = (torch.cat([x, x[:1] + 1])[:layers] for x in (cond.k, cond.v))
+    buffers = LayerBuffers(torch.device("cpu"))
+    pairs = [[make(cond, 3, TOKENS, evict) for make in (RollingCache.allocate, buffers.allocate)] for _ in range(2)]
+    draws = torch.Generator().manual_seed(3)
+    reference = torch.randn(layers, BATCH, REFERENCE, HEADS, WIDTH, generator=draws)
+    for block in [0, 1, 2, 3, 5, 6, 7, 9]:
+        for number, pair in enumerate(pairs):
+            if block == 5 and number == 1:
+                for ring in pair:
+                    ring.set_condition(condition(seed=4) if layers == 2 else cond)
+            passes = 2 if block == 3 else 1  # block 3 is written twice, as with a clean history
+            for ring in pair:
+                ring.begin(block)
+                ring.set_reference(reference + block)
+            for layer in list(range(layers)) * passes:
+                k, v = (torch.randn(BATCH, TOKENS, HEADS, WIDTH, generator=draws) for _ in "kv")
+                (wanted_k, wanted_v), (got_k, got_v) = (ring.update(layer, k, v) for ring in pair)
+                assert torch.equal(got_k, wanted_k) and torch.equal(got_v, wanted_v)
+                if block == 6 and layer == 0 and number == 0 and evict == "oldest":
+                    break  # given up; the next block takes its slot
+            else:
+                for ring in pair:
+                    ring.advance()
+    sides = {t.data_ptr() for _, ring in pairs for t in (ring.k, ring.v)}
+    assert len(sides) == 2, "all rings share the buffers"

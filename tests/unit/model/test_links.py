@@ -13,7 +13,6 @@ from model.config import RunConfig
 from model.errors import LinkError, UnsupportedError
 from model.parallel import Plan
 from model.rank import load_rank, place_of
-from model.worker import load
 
 FOUR = Plan(kind="layers", pipeline=4)
 
@@ -69,9 +68,6 @@ def test_a_run_that_a_plan_cannot_do(run: dict, plan: Plan, words: str) -> None:
         load_rank(RunConfig(device="cpu", **run), plan, 0)
 
 
-@pytest.mark.parametrize(
-    "plan", [{"vae": "tiled"}, {"kind": "offload", "offload": "weights+kv"}], ids=["tiled", "keys on the host"]
-)
-def test_what_cannot_be_run_yet_is_refused(plan: dict) -> None:
-    with pytest.raises(UnsupportedError, match="cannot be run yet"):
-        load({"kind": "checkpoint", "checkpoint": "tiny", "plan": plan})
+def test_tiles_are_for_the_published_decoder() -> None:
+    with pytest.raises(UnsupportedError, match="decoder of tiny is a small one; use auto or shared"):
+        load_rank(RunConfig(device="cpu", checkpoint="tiny"), Plan(kind="layers", pipeline=2, vae="tiled"), 1)

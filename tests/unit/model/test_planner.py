@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.bench_memory import CASES, measure
-from model.config import RunConfig
+from model.config import RunConfig, tiny
 from model.errors import UnsupportedError
 from model.gpus import USABLE, parse_gpus
 from model.memory import (
@@ -83,6 +83,15 @@ def test_a_larger_wish_never_needs_less() -> None:
     assert total(Plan(weights_dtype="fp8")) < base - 15 * GB
     assert base - total(text_on_host=True) == pytest.approx(11.36 * GB, rel=0.01)
     assert total(Plan(vae="tiled")) < base
+    one = Setting(config=published(), steps=4)
+    apart = [
+        need_of(one, Plan(vae=place), Duty(layers=range(0), rings=0, leads=False, decodes=True))
+        for place in ("own", "tiled")
+    ]
+    assert apart[0].peak - apart[1].peak > 2 * GB
+    offloads = [Plan(kind="offload", offload=what) for what in ("weights", "weights+kv")]
+    rings = [need_of(one, plan, ALL).rolling_cache for plan in offloads]
+    assert rings[1] == pytest.approx(rings[0] * 2 / (4 * 40))  # two layers of one ring
 
 
 def test_the_fastest_plan_that_fits_is_taken() -> None:
@@ -124,10 +133,23 @@ def test_a_miss_says_by_how_much_and_what_helps(gpus: str, changes: dict, words:
     cards, setting = parse_gpus(gpus), replace(Setting(config=published(), steps=4), **changes)
     kv = "bf16" if "caches" in words and "offload" not in words and "fewer" not in words else "fp8"
     weights = "bf16" if words == "fp8 weights and fp8 caches" else "fp8"
-    outcome = choose(setting, cards, ParallelConfig(plan="single"), weights, kv)
+    outcome = choose(setting, cards, ParallelConfig(plan="single", vae="shared"), weights, kv)
     (miss,) = outcome.misses
     assert outcome.chosen is None and words in miss.remedy
     assert miss.by == pytest.approx(-min(outcome.nearest.free)) and miss.by > 0
+
+
+def test_tiles_are_taken_where_only_they_fit() -> None:
+    setting = Setting(config=published(), steps=4, text_on_host=True)
+    whole = need_of(setting, Plan(weights_dtype="fp8", kv_dtype="fp8"), replace(ALL, decodes=True)).peak
+    tight = parse_gpus(f"1x{(whole / GB + 0.5) / 0.923:.1f}GB")  # with 1 GB in reserve half of one is missing
+    shared = choose(setting, tight, ParallelConfig(plan="single", vae="shared"), "fp8", "fp8")
+    assert shared.chosen is None and shared.misses[0].remedy == "decoding tile by tile (parallel.vae tiled)"
+    best = choose(setting, tight, ParallelConfig(plan="single"), "fp8", "fp8").chosen
+    assert best is not None and best.plan.vae == "tiled"
+    assert choose(setting, parse_gpus("1x141GB"), ParallelConfig(plan="single")).chosen.plan.vae == "shared"
+    with pytest.raises(ValueError, match="vae is tiled, but the decoder of tiny"):
+        choose(Setting(config=tiny(), steps=4), tight, ParallelConfig(vae="tiled"))
 
 
 def test_what_cannot_be_laid_out_is_one_sentence() -> None:

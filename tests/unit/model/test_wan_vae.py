@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 from model.component_config import WanVAEConfig
 from model.random_weights import fill_random
+from model.tiles import tiles
 from model.vae_kernels import add_norm_silu
 from model.wan_decoder import WanDecoder
 from model.wan_vae import WanVAE
@@ -83,3 +86,32 @@ def test_sum_norm_and_activation(with_delta):
     root = wanted.square().mean(-1, keepdim=True).sqrt()
     torch.testing.assert_close(wide[:, 2:], torch.nn.functional.silu(wanted / root * gamma.flatten()))
     assert wide[:, :2].isnan().all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 10), (7, 9), (1, 1)])
+def test_tiles_show_the_same_pictures(pair, height, width):
+    ours = pair[1]
+    tiled = copy.deepcopy(ours)
+    tiled.is_tiled = True
+    torch.manual_seed(0)
+    slots = same = (None,) * ours.num_slots
+    for call, frames in enumerate([1, 3, 2]):
+        latents = torch.randn(1, 16, frames, height, width)
+        wanted, slots = ours(latents, slots, is_first=call == 0)
+        got, same = tiled(latents, same, is_first=call == 0)
+        torch.testing.assert_close(got, wanted, atol=1e-5 * float(wanted.abs().max()), rtol=0)
+    assert [s.shape for s in same] == [s.shape for s in slots]
+    assert all(s.untyped_storage().nbytes() == s.nbytes for s in same)
+
+
+def test_a_tile_is_a_part_and_its_rim_is_needed(pair):
+    grid = list(tiles(32, 40, CFG.tile_rim))
+    assert len(grid) == 4 and all(
+        t.rows.stop - t.rows.start < 32 and t.columns.stop - t.columns.start < 40 for t in grid
+    )
+    tiled = copy.deepcopy(pair[1])
+    latents = torch.randn(1, 16, 1, 8, 10)
+    wanted, _ = tiled(latents, (None,) * tiled.num_slots, is_first=True)
+    tiled.is_tiled, tiled._rim = True, CFG.tile_rim - 1
+    got, _ = tiled(latents, (None,) * tiled.num_slots, is_first=True)
+    assert (got - wanted).abs().max() > 1e-5 * float(wanted.abs().max())

@@ -18,7 +18,7 @@ from model.control import (
     Updated,
 )
 from model.desk import Desk
-from model.errors import CheckpointError, PortraitError, UnknownSessionError, UnwantedError
+from model.errors import CheckpointError, LinkError, PortraitError, UnknownSessionError, UnwantedError
 from model.fake import FakeConfig, FakeModel
 from model.interface import BlockRequest, BlockResult, SessionSpec, SessionUpdate
 from model.worker import BrokenError, Worker, load, sentence
@@ -221,6 +221,73 @@ def test_failed_blocks_are_told_and_three_in_a_row_end_the_process():
     bench.put(*(step("a", block, 103) for block in (2, 3, 4)))
     with pytest.raises(BrokenError, match="3 blocks in a row"):
         bench.run()
+
+
+class Deep(FakeModel):
+    """A model that works on two blocks at once; `broken` names the calls that fail, and with what."""
+
+    depth = 2
+
+    def __init__(self, **broken: Exception) -> None:
+        super().__init__(FakeConfig(width=64, height=64))
+        self.broken, self.under_way = broken, []
+
+    @property
+    def num_under_way(self) -> int:
+        return len(self.under_way)
+
+    @property
+    def oldest_s(self) -> float | None:
+        return 0.0 if self.under_way else None
+
+    def _do(self, name: str):
+        if name in self.broken:
+            raise self.broken[name]
+
+    def open(self, spec):
+        self._do("open")
+        return super().open(spec)
+
+    def update(self, update):
+        self._do("update")
+        super().update(update)
+
+    def submit(self, request):
+        self._do("submit")
+        self.under_way.append(request)
+
+    def advance(self, limit_s: float):
+        self._do("advance")
+        return self.step(self.under_way.pop(0)) if self.under_way else None
+
+
+def test_blocks_that_overlap_are_handed_out_as_they_finish():
+    bench = Bench(Deep()).opened("a")
+    bench.put(step("a", 0), step("a", 1), step("a", 2))
+    assert bench.run() == [] and bench.worker.busy_since_s is not None
+    bench.worker.advance(0.0)
+    assert outcome(bench.run()) == [("a", 0, "done")] and bench.model.num_under_way == 2
+
+
+@pytest.mark.parametrize("call", ["open", "update", "submit", "advance"])
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), LinkError("rank 1 of the plan has ended")])
+def test_processes_that_are_out_of_step_are_started_again(call: str, error: Exception):
+    bench = Bench(Deep()).opened("a")
+    bench.model.broken[call] = error
+    bench.put(Open(SessionSpec(session="b", image=PORTRAIT)), Update(SessionUpdate(session="a", block=1, prompt="b")))
+    bench.put(step("a", 0))
+    bench.now += 10
+    with pytest.raises(BrokenError, match=str(error)):
+        bench.run()
+        bench.worker.advance(0.0)
+
+
+def test_a_refusal_keeps_overlapping_blocks_going():
+    bench = Bench(Deep()).opened("a")
+    bench.model.broken = {"submit": UnknownSessionError("session a is not open"), "open": PortraitError("too dark")}
+    bench.put(Open(SessionSpec(session="b", image=PORTRAIT)), step("a", 0))
+    bench.now += 10
+    assert {type(report) for report in bench.run()} == {Refused, Skipped}
 
 
 def test_without_a_free_slot_the_block_is_lost_not_the_stream():

@@ -51,6 +51,18 @@ def test_a_full_machine_says_so_with_the_measured_reason() -> None:
     reserve(admission, "b")
 
 
+@pytest.mark.parametrize("limits", [LimitsConfig(), LimitsConfig(max_sessions=4)])
+def test_memory_bounds_sessions_too(limits: LimitsConfig) -> None:
+    admission = Admission(limits, 2)
+    admission.measured(load(0.05))
+    assert load(0.05).sessions(0.9) > 2
+    reserve(admission, "a"), reserve(admission, "b")
+    with pytest.raises(ApiError, match="memory for 2 sessions") as caught:
+        reserve(admission, "c")
+    assert caught.value.code == "capacity"
+    assert Admission(LimitsConfig(max_sessions=1), 2).max_sessions == 1
+
+
 def test_a_slot_is_given_back_once() -> None:
     admission = Admission(LimitsConfig(max_sessions=2))
     first, _ = reserve(admission, "a"), reserve(admission, "a")

@@ -82,26 +82,30 @@ def test_nothing_fits_is_exit_code_1_and_bad_input_2(capfd: pytest.CaptureFixtur
         assert sentence in capfd.readouterr().err
 
 
-def test_a_model_that_does_not_fit_is_refused_before_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_fit_is_refused_before_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "server.planning")
     card(tmp_path, monkeypatch, "NVIDIA H100 80GB HBM3, 81559, 76000")
     section = ModelSection(checkpoint="random:14b")
-    assert plan_to_run(section, ParallelConfig()).kind == "offload"  # slow, but it runs
+    assert plan_to_run(section, ParallelConfig())[0].kind == "offload"  # slow, but it runs
     with pytest.raises(StartError) as caught:
         plan_to_run(section, ParallelConfig(plan="single"))
     told = str(caught.value)
     assert "lacks" in told and "remedy: fp8 weights and fp8 caches" in told and "rings" in told
     assert "nearest plan that fits: single, weights fp8, caches fp8" in told
     fitting = ModelSection(checkpoint="random:14b", weights_dtype="fp8", kv_dtype="fp8")
-    assert plan_to_run(fitting, ParallelConfig()) == Plan(weights_dtype="fp8", kv_dtype="fp8")
-    assert plan_to_run(ModelSection(), ParallelConfig()) is not None  # tiny fits anything
+    assert plan_to_run(fitting, ParallelConfig()) == (Plan(weights_dtype="fp8", kv_dtype="fp8"), 1)
+    assert "plan single, weights fp8, caches fp8" in caplog.text and "rings" in caplog.messages[-1]
+    assert plan_to_run(ModelSection(), ParallelConfig())[0] is not None  # tiny fits anything
 
 
 def test_a_processor_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.planning.setting_of", None)
     monkeypatch.setattr("server.planning.installed_gpus", lambda: [])
-    assert plan_to_run(ModelSection(), ParallelConfig()) is None
-    assert plan_to_run(ModelSection(device="cpu"), ParallelConfig()) is None
-    assert plan_to_run(ModelSection(kind="fake"), ParallelConfig()) is None
+    assert plan_to_run(ModelSection(), ParallelConfig()) == (None, None)
+    assert plan_to_run(ModelSection(device="cpu"), ParallelConfig()) == (None, None)
+    assert plan_to_run(ModelSection(kind="fake"), ParallelConfig()) == (None, None)
 
 
 def test_what_the_runtime_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,13 @@ import asyncio
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from model.interface import BlockRequest, SessionSpec
+from model.rank import HURRY_S
 from streaming.config import EngineConfig
 from streaming.engine import BlockDone, Engine
 from tests.unit.streaming.test_engine import Client, states, until
@@ -71,6 +74,28 @@ async def test_a_plan_serves_and_survives_the_death_of_any_rank() -> None:
         assert ask(6, epoch=1)
         done = await client.answer(30)
         assert isinstance(done, BlockDone) and done.block == 6
+        done.release()
+    finally:
+        await engine.stop()
+
+
+@pytest.mark.soak
+async def test_a_rank_that_hangs_ends_in_a_restart() -> None:
+    engine = Engine(SPEC, CONFIG)
+    await engine.start()
+    try:
+        info = await asyncio.wait_for(engine.ready(), 90)
+        client, seen = Client(), states(engine)
+        window = np.zeros(info.window.samples, np.float32)
+        await engine.open_session(SessionSpec(session="a", image=np.full((64, 64, 3), 128, np.uint8)), client)
+        os.kill(engine.pids[1], signal.SIGSTOP)
+        request = BlockRequest(session="a", block=0, epoch=0, window=window, deadline_s=time.monotonic() + 30)
+        assert engine.submit(request)
+        await until(lambda: "degraded" in seen, HURRY_S + 10)
+        await until(lambda: engine.state == "ready", 90)
+        assert engine.submit(replace(request, deadline_s=time.monotonic() + 30))
+        done = await client.answer(30)
+        assert isinstance(done, BlockDone) and done.block == 0
         done.release()
     finally:
         await engine.stop()

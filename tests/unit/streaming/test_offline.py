@@ -112,6 +112,40 @@ async def test_offline_and_live_show_the_same_pictures(make):
     assert len({image.tobytes() for image in offline}) > 20, "and they move"
 
 
+class Deep(FakeModel):
+    """A model that works on three blocks at once, finishes one at every second look, and counts."""
+
+    depth = 3
+
+    def __init__(self) -> None:
+        super().__init__(SMALL)
+        self.under_way: list = []
+        self.most = self.looks = 0
+
+    def submit(self, request) -> None:
+        self.under_way.append(request)
+        self.most = max(self.most, len(self.under_way))
+        assert len(self.under_way) <= self.depth
+
+    def advance(self, limit_s: float = 0.0):
+        self.looks += 1
+        return self.step(self.under_way.pop(0)) if self.looks % 2 else None
+
+
+def test_a_model_that_works_on_several_blocks_is_kept_full(tmp_path) -> None:
+    model, sound = Deep(), phrase(2.0)
+    films = []
+    for each in (FakeModel(SMALL), model):
+        each.open(SessionSpec(session="offline", image=PORTRAIT))
+        films.append(np.concatenate(list(speech_frames(each, [sound]))))
+        each.close("offline")
+    assert np.array_equal(*films) and model.most == 3 and not model.under_way
+    audio = write_wav(tmp_path / "a.wav", sound)
+    cut = generate(model, image=PORTRAIT, audio=audio, out=tmp_path / "a.mp4", should_stop=lambda: True)
+    assert cut.interrupted and cut.frames == 12
+    assert not model.under_way, "what was begun does not come out in the next film"
+
+
 def test_ctrl_c_leaves_a_playable_film(tmp_path):
     audio = write_wav(tmp_path / "a.wav", np.tile(phrase(), 80))
     # A suite started in the background inherits an ignored SIGINT; the child under test must not.
