@@ -28,7 +28,7 @@ from model.geometry import SAMPLE_RATE_HZ
 from model.gpus import installed_gpus
 from model.interface import BlockRequest, SessionSpec
 from model.memory import GB
-from model.parallel import ParallelConfig
+from model.parallel import ParallelConfig, Plan
 from model.planner import choose
 from model.portrait import decode_image
 from model.setting import setting_of
@@ -118,12 +118,11 @@ def make_clip(
 
     from model.generator import load_model
 
-    check_fit(run)
-
+    plan = fitting_plan(run)
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with HostMemory() as host:
-        model = load_model(run)
+        model = load_model(run, plan)
         load_s, load_gb = time.perf_counter() - start, host.peak_bytes / 1e9
         model.open(
             SessionSpec(session=_SESSION, image=image, prompt=prompt, seed=seed, sound=sound if parity else None)
@@ -161,14 +160,14 @@ def make_clip(
     }
 
 
-def check_fit(run: Mapping[str, Any]) -> None:
-    """Refuse what the first GPU cannot hold, before anything is loaded; a processor is not looked at.
+def fitting_plan(run: Mapping[str, Any]) -> Plan | None:
+    """How one GPU holds the model, decided before anything is loaded; None on a processor, which is not looked at.
 
     Raises:
         UnsupportedError: by how much it misses and what would help, or a setting is wrong.
     """
     if run.get("device", "auto") == "cpu" or not (cards := installed_gpus()):
-        return
+        return None
     try:
         wanted = RunConfig.from_dict(dict(run))
         index = int(wanted.device.partition(":")[2] or 0)
@@ -179,6 +178,7 @@ def check_fit(run: Mapping[str, Any]) -> None:
     if outcome.chosen is None:
         miss = outcome.misses[0]
         raise UnsupportedError(f"the model lacks {miss.by / GB:.1f} GB on {cards[0].name}; remedy: {miss.remedy}")
+    return outcome.chosen.plan
 
 
 def settings(words: list[str]) -> dict[str, Any]:

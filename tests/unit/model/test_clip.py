@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.clip import main
+from model.clip import fitting_plan, main
+from model.errors import UnsupportedError
+from model.gpus import parse_gpus
 
 
 @pytest.fixture
@@ -47,3 +49,15 @@ def test_bad_settings_are_one_sentence(inputs: list[str], words: list[str], sent
     assert main([*inputs, "--checkpoint", "random:mini", *words]) == 2
     told = capfd.readouterr().err
     assert sentence in told and len(told.splitlines()) == 1 and not list(Path(inputs[2]).glob("*.png"))
+
+
+def test_a_clip_takes_the_plan_that_fits_its_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = {"checkpoint": "random:14b", "weights_dtype": "fp8", "kv_dtype": "fp8", "text_device": "cpu"}
+    places = []
+    for size in ("1x80GB", "1x58GB"):
+        monkeypatch.setattr("model.clip.installed_gpus", lambda size=size: parse_gpus(size))
+        places.append(fitting_plan(run).vae)
+    assert places == ["shared", "tiled"]
+    with pytest.raises(UnsupportedError, match="lacks .* GB on 58 GB; remedy: "):
+        fitting_plan({**run, "kv_dtype": "bf16"})
+    assert fitting_plan({**run, "device": "cpu"}) is None
