@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from model.frame_ring import RingAddress
-from model.interface import BlockRequest, ModelInfo, SessionInfo, SessionSpec, SessionUpdate
+from model.interface import BlockRequest, ModelInfo, SessionInfo, SessionSpec, SessionUpdate, UpdateInfo
 
 # To the model's process
 
@@ -88,6 +88,23 @@ class Refused:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """A change is ready; told before any block that shows it."""
+
+    info: UpdateInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """A change could not be made; what it would have changed stays."""
+
+    session: str
+    block: int
+    parts: tuple[str, ...]
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """A block's pictures lie in `slot`."""
@@ -131,4 +148,4 @@ class Beat:
 
 
 Command = Open | Update | Step | Interrupt | Close | Release | Stop
-Report = Ready | Failed | Opened | Refused | Done | Skipped | Beat
+Report = Ready | Failed | Opened | Refused | Updated | Unchanged | Done | Skipped | Beat

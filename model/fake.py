@@ -23,6 +23,7 @@ from model.interface import (
     SessionInfo,
     SessionSpec,
     SessionUpdate,
+    UpdateInfo,
     WindowSpec,
     all_together,
 )
@@ -129,12 +130,16 @@ class FakeModel:
             in_domain=psnr_db >= IN_DOMAIN_PSNR_DB,
         )
 
-    def update(self, update: SessionUpdate) -> None:
+    def update(self, update: SessionUpdate) -> UpdateInfo:
         sitting = self._sitting(update.session)
+        psnr_db = None
         if update.image is not None:
             update = replace(update, image=fit_portrait(update.image, self.config.width, self.config.height))
+            psnr_db = smoothness_db(update.image)
         sitting.updates.append(update)
         sitting.updates.sort(key=lambda waiting: waiting.block)
+        is_ours = psnr_db is None or psnr_db >= IN_DOMAIN_PSNR_DB
+        return UpdateInfo(session=update.session, block=update.block, portrait_psnr_db=psnr_db, in_domain=is_ours)
 
     def step(self, request: BlockRequest) -> BlockResult:
         started = time.perf_counter()

@@ -32,6 +32,7 @@ from model.interface import (
     SessionInfo,
     SessionSpec,
     SessionUpdate,
+    UpdateInfo,
     all_together,
     check_window,
 )
@@ -201,7 +202,7 @@ class Generator:
         )
 
     @torch.inference_mode()
-    def update(self, update: SessionUpdate) -> None:
+    def update(self, update: SessionUpdate) -> UpdateInfo:
         """Prepare a change; the first block >= `update.block` shows it.
 
         Raises:
@@ -212,6 +213,13 @@ class Generator:
         portrait = None if update.image is None else self._portrait(update.image)
         text = None if update.prompt is None else self._prompt(update.prompt)
         session.pending.append((update.block, text, portrait))
+        return UpdateInfo(
+            session=update.session,
+            block=update.block,
+            portrait_psnr_db=portrait and portrait.psnr_db,
+            in_domain=portrait is None or portrait.psnr_db >= self.config.in_domain_psnr_db,
+            prompt_cut=self.text.cut(update.prompt or ""),
+        )
 
     def close(self, session: str) -> None:
         """Forget the session; unknown names are ignored."""

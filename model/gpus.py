@@ -88,9 +88,22 @@ def parse_gpus(text: str) -> list[Gpu]:
 
 def installed_gpus() -> list[Gpu]:
     """This machine's cards that this process may use, with what is free on them now; none where there is no driver."""
+    return [
+        Gpu(name=name.removeprefix("NVIDIA "), usable=free, speed=speed_of(name, total / 1e9))
+        for name, total, free in _driver_says("memory.free")
+    ]
+
+
+def memory_used() -> dict[str, float]:
+    """Bytes in use, by whatever process, on every card that this process may use, by PyTorch's name for it."""
+    return {f"cuda:{number}": used for number, (_, _, used) in enumerate(_driver_says("memory.used"))}
+
+
+def _driver_says(what: str) -> list[tuple[str, float, float]]:
+    """Name, bytes in all and a figure in bytes of every card that this process may use."""
     if shutil.which("nvidia-smi") is None:
         return []
-    query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", f"--query-gpu=index,uuid,name,memory.total,{what}", "--format=csv,noheader,nounits"]
     try:
         run = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -100,9 +113,7 @@ def installed_gpus() -> list[Gpu]:
         parts = [part.strip() for part in line.split(",")]
         if len(parts) != 5 or not parts[3].isdecimal() or not parts[4].isdecimal():
             continue
-        total, free = (_MEBI * float(part) for part in parts[3:])
-        card = Gpu(name=parts[2].removeprefix("NVIDIA "), usable=free, speed=speed_of(parts[2], total / 1e9))
-        found[parts[0]] = found[parts[1]] = card
+        found[parts[0]] = found[parts[1]] = (parts[2], _MEBI * float(parts[3]), _MEBI * float(parts[4]))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return [card for name, card in found.items() if name.isdecimal()]

@@ -118,6 +118,25 @@ class SessionUpdate:
     prompt: str | None = None
     image: np.ndarray | None = None
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What it changes: `prompt`, `image`."""
+        return tuple(part for part in ("prompt", "image") if getattr(self, part) is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateInfo:
+    """What preparing a change found out."""
+
+    session: str
+    block: int
+    """As in the update."""
+    portrait_psnr_db: float | None = None
+    """How well the checkpoint can reproduce the new portrait; None if there is no new one."""
+    in_domain: bool = True
+    prompt_cut: str = ""
+    """The end of the new prompt that the model does not read."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockRequest:
@@ -192,7 +211,7 @@ class AvatarModel(Protocol):
         """Fit the portrait, encode the prompt, fill the condition cache."""
         ...
 
-    def update(self, update: SessionUpdate) -> None:
+    def update(self, update: SessionUpdate) -> UpdateInfo:
         """Register a change; it is applied at the first block >= `update.block`."""
         ...
 

@@ -36,7 +36,9 @@ from model.control import (
     SkipReason,
     Step,
     Stop,
+    Unchanged,
     Update,
+    Updated,
 )
 from model.frame_ring import RingReader, remove
 
@@ -59,7 +61,9 @@ __all__ = [
     "Skipped",
     "Step",
     "Stop",
+    "Unchanged",
     "Update",
+    "Updated",
     "WorkerProcess",
 ]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from model.errors import LinkError, ModelError
-from model.interface import BlockRequest, BlockResult, ModelInfo, SessionInfo, SessionSpec, SessionUpdate
+from model.interface import BlockRequest, BlockResult, ModelInfo, SessionInfo, SessionSpec, SessionUpdate, UpdateInfo
 from model.launch import (
     Beat,
     Close,
@@ -28,7 +28,9 @@ from model.launch import (
     Skipped,
     Step,
     Stop,
+    Unchanged,
     Update,
+    Updated,
     WorkerProcess,
 )
 from model.worker import SLOTS
@@ -65,9 +67,11 @@ class RemoteModel:
         self._process.send(Open(spec))
         return self._expect(Opened, _ANSWER_S).info
 
-    def update(self, update: SessionUpdate) -> None:
-        """As `AvatarModel.update`, but a portrait that cannot serve is only logged."""
+    def update(self, update: SessionUpdate) -> UpdateInfo:
+        """As `AvatarModel.update`; comes between blocks."""
+        assert not self._asked, "a change comes when no block is under way"
         self._process.send(Update(update))
+        return self._expect(Updated, _ANSWER_S).info
 
     def close(self, session: str) -> None:
         """As `AvatarModel.close`."""
@@ -129,7 +133,7 @@ class RemoteModel:
                     raise LinkError(f"{self._process.cause_of_death()}; start again")
                 case Failed(reason, is_final=False):
                     raise LinkError(reason)
-                case Failed(reason) | Refused(_, reason):
+                case Failed(reason) | Refused(_, reason) | Unchanged(_, _, _, reason):
                     raise ModelError(reason)
                 case Skipped():
                     raise ModelError(f"block {report.block} was not made: {report.message or report.reason}")

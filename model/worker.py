@@ -35,12 +35,14 @@ from model.control import (
     Skipped,
     Step,
     Stop,
+    Unchanged,
     Update,
+    Updated,
 )
 from model.desk import Desk, Job
 from model.errors import CheckpointError, LinkError, ModelError, UnwantedError
 from model.frame_ring import RingWriter
-from model.interface import AvatarModel, BlockRequest, BlockResult
+from model.interface import AvatarModel, BlockRequest, BlockResult, SessionUpdate
 from model.parallel import Plan
 
 log = logging.getLogger(__name__)
@@ -131,11 +133,7 @@ class Worker:
             case Open():
                 self._open(job)
             case Update(update):
-                try:
-                    self._model.update(update)
-                except Exception as error:  # nothing changes
-                    self._break_on(error)
-                    log.exception("update of session %s failed", update.session)
+                self._update(update)
             case Close(session):
                 self._applied.pop(session, None)
                 self._model.close(session)
@@ -165,6 +163,17 @@ class Worker:
             self._report(Refused(job.spec.session, sentence(error)))
         else:
             self._report(Opened(info))
+
+    def _update(self, update: SessionUpdate) -> None:
+        try:
+            info = self._model.update(update)
+        except Exception as error:  # the change is refused, the stream goes on
+            self._break_on(error)
+            if not isinstance(error, ModelError):
+                log.exception("update of session %s failed", update.session)
+            self._report(Unchanged(update.session, update.block, update.parts, sentence(error)))
+        else:
+            self._report(Updated(info))
 
     def advance(self, limit_s: float) -> None:
         """Bring blocks under way on, and hand out one that is finished.

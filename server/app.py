@@ -57,7 +57,16 @@ def create_app(hub: Hub) -> FastAPI:
     install_outputs(app, hub)
     _events(app, hub)
     _pages(app, hub)
+    _guards(app, hub)
+    return app
+
+
+def _guards(app: FastAPI, hub: Hub) -> None:
+    """What every request passes, the last added first. Refusals of caps and rates pass out through CORS, so that pages
+    of listed origins can read why."""
     origins = hub.config.server.cors_origins
+    app.add_middleware(BodyLimit, metrics=hub.metrics)
+    app.add_middleware(RateGuard, count=hub.count_request, metrics=hub.metrics)
     if origins:
         app.add_middleware(
             CORSMiddleware,
@@ -66,10 +75,8 @@ def create_app(hub: Hub) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "If-Match"],
             expose_headers=["Accept-Patch", "ETag", "Location", "Link", "Retry-After"],
         )
-    app.add_middleware(BodyLimit)
-    app.add_middleware(RateGuard, count=hub.count_request, metrics=hub.metrics)
-    app.add_middleware(OriginGuard, open_server=not hub.authority.required, origins=origins)
-    return app
+    guarded = not hub.authority.required
+    app.add_middleware(OriginGuard, open_server=guarded, origins=origins, metrics=hub.metrics)
 
 
 def _watching(request: Request, session: LiveSession, role: Role) -> tuple[LiveSession, Role]:

@@ -126,6 +126,8 @@ class EncodeConfig:
     """Seconds between key frames when nobody asks for one."""
     vbv_s: float = 1.0
     """Seconds of bitrate that the rate buffer holds."""
+    profile: Literal["baseline", "main", "high"] = "baseline"
+    """H264 profile of the pictures. Every receiver takes baseline, and it is what answers promise."""
     preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium"] = "veryfast"
     """x264 preset; slower ones cost CPU for little."""
     threads: int = 1

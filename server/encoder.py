@@ -1,7 +1,7 @@
 """One H264 encoder a session, on its own thread, its packets handed to any number of viewers.
 
-libx264 through PyAV: veryfast, zerolatency, baseline, no B-frames; bitrate, rate buffer and key-frame distance from
-the configuration. Parameter sets stand in every key frame, so a viewer may begin at any of them. The event loop only
+libx264 through PyAV: zerolatency, no B-frames; bitrate, rate buffer, key-frame distance, profile and preset from the
+configuration. Parameter sets stand in every key frame, so a viewer may begin at any of them. The event loop only
 hands pictures over and receives packets; conversion to YUV and encoding happen on the thread.
 """
 
@@ -57,7 +57,7 @@ class H264Encoder:
     Args:
         width, height: size in pixels, even.
         fps: pictures a second.
-        config: rate, distance of key frames, preset.
+        config: rate, distance of key frames, profile, preset.
     """
 
     def __init__(self, *, width: int, height: int, fps: int, config: EncodeConfig) -> None:
@@ -70,7 +70,7 @@ class H264Encoder:
         context.bit_rate = config.bitrate_kbps * 1000
         context.gop_size = max(1, round(config.gop_s * fps))
         context.max_b_frames = 0
-        context.profile = "Baseline"
+        context.profile = config.profile.capitalize()
         context.thread_count = config.threads
         context.colorspace, context.color_range = _BT601, _LIMITED
         context.color_primaries = context.color_trc = _BT709

@@ -95,10 +95,15 @@ def not_there(path: str) -> ApiError:
 
 
 class BodyLimit:
-    """Refuses bodies over their cap, by declared length at once and otherwise while they arrive."""
+    """Refuses bodies over their cap, by declared length at once and otherwise while they arrive.
 
-    def __init__(self, app: App) -> None:
+    Args:
+        metrics: where refusals are counted.
+    """
+
+    def __init__(self, app: App, *, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -108,6 +113,7 @@ class BodyLimit:
         too_large = ApiError("too_large", f"The body is over its limit of {limit} bytes; send less.")
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > limit:
+            self._metrics.rejected.labels(too_large.code).inc()
             await problem(too_large)(scope, receive, send)
             return
         received = 0
@@ -166,10 +172,16 @@ class OriginGuard:
     A page of another site can send requests to 127.0.0.1, or point its own name there (DNS rebinding). So without
     credentials the `Host` must be a loopback name, and an `Origin` must be this server's own or on the allow-list.
     With credentials a foreign page has none, and only `cors_origins` decides what it may read.
+
+    Args:
+        open_server: whether no credentials are asked for.
+        origins: those that are listed.
+        metrics: where refusals are counted.
     """
 
-    def __init__(self, app: App, *, open_server: bool, origins: tuple[str, ...]) -> None:
+    def __init__(self, app: App, *, open_server: bool, origins: tuple[str, ...], metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
         self._open = open_server
         self._origins = set(origins)
 
@@ -188,7 +200,9 @@ class OriginGuard:
             reason = f"Pages of {origin[:80]} may not use this server; list the origin in server.cors_origins."
         if reason is None:
             await self._app(scope, receive, send)
-        elif scope["type"] == "http":
+            return
+        self._metrics.rejected.labels("forbidden").inc()
+        if scope["type"] == "http":
             await problem(ApiError("forbidden", reason))(scope, receive, send)
         else:
             await receive()

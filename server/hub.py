@@ -19,6 +19,7 @@ from aiortc import RTCIceServer
 from starlette.requests import HTTPConnection
 
 from model.errors import PortraitError
+from model.gpus import memory_used
 from model.interface import ModelInfo
 from model.portrait import decode_image, fit_portrait
 from server.admission import Admission, Load, Slot
@@ -41,6 +42,8 @@ from streaming.errors import EngineError
 
 log = logging.getLogger(__name__)
 
+CARDS_S = 10.0
+"""How often the cards' memory is asked for."""
 REAP_S = 0.5
 """How often idle sessions are looked for."""
 
@@ -114,6 +117,7 @@ class Hub:
             (self._wait_for_engine, "engine start"),
             (self.lag.run, "loop lag"),
             (self._reap, "reaper"),
+            (self._watch_cards, "memory of cards"),
         ):
             self._tasks.append(asyncio.create_task(work(), name=name))
 
@@ -200,6 +204,13 @@ class Hub:
             for session in self.sessions():
                 if session.idle_s > self.config.limits.idle_s:
                     await self.close_session(session, "idle")
+
+    async def _watch_cards(self) -> None:
+        """Keep the figures of the cards' memory; ends at once where there are none or the model uses none."""
+        while self.config.model.device != "cpu" and (used := await asyncio.to_thread(memory_used)):
+            for device, amount in used.items():
+                self.metrics.gpu_memory.labels(device).set(amount)
+            await asyncio.sleep(CARDS_S)
 
     # Sessions
 

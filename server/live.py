@@ -452,9 +452,6 @@ class LiveSession:
         if event.type == "stats":
             data = self._corrected(data)
         elif event.type == "warning" and data.get("code") == "out_of_domain":
-            info, model = self.session.info, self._around.engine.info
-            if info is not None and model is not None:
-                data |= {"psnr_db": round(info.portrait_psnr_db, 1), "min_psnr_db": model.in_domain_psnr_db}
             self._notice = data
         elif event.type == "avatar_applied":
             self._notice = None

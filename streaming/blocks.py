@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from streaming.changes import Changes
 from streaming.clock import Clock
 from streaming.engine import BlockDone, BlockSkipped, EnginePort
 from streaming.events import Announcer
@@ -17,8 +18,6 @@ from streaming.playout import Playout
 from streaming.stats import BlockLog, SessionCounters
 from streaming.stream import Stream, posture_of
 from streaming.windows import Window
-
-_EVENT_OF_PART = {"prompt": "prompt_applied", "image": "avatar_applied"}
 
 
 @dataclass(slots=True)
@@ -35,7 +34,8 @@ class Blocks:
         engine: the model's door.
         clock: the session's clock.
         playout: takes the pictures.
-        announcer: told `block`, `prompt_applied`, `avatar_applied`, `warning`.
+        announcer: told `block` and `warning`.
+        changes: of prompt and portrait, confirmed by the blocks that show them.
         stream: the block clock.
         margin_s: time that handing over may take.
     """
@@ -48,20 +48,18 @@ class Blocks:
         clock: Clock,
         playout: Playout,
         announcer: Announcer,
+        changes: Changes,
         stream: Stream,
         margin_s: float,
     ) -> None:
         self.counters = SessionCounters()
         self.log = BlockLog()
-        self.avatar = ""
-        """Id of the avatar that was asked for last."""
-        self.already_applied: set[str] = set()
-        """Parts that were changed before the stream began; confirmed with its first block."""
         self._session = session
         self._engine = engine
         self._clock = clock
         self._playout = playout
         self._announcer = announcer
+        self._changes = changes
         self._stream = stream
         self._margin_s = margin_s
         self._asked: dict[int, _Asked] = {}
@@ -115,8 +113,7 @@ class Blocks:
         self.log.add(took_s=done.finished_s - done.started_s, waited_s=done.started_s - asked.closed_s)
         frame = self._stream.geometry.block_start_frame(asked.slot)
         self._playout.add(frame, done.frames, done.release)
-        self._confirm(set(done.applied) | self.already_applied, asked.slot, frame)
-        self.already_applied.clear()
+        self._changes.shown(done.block, slot=asked.slot, frame=frame)
         self._tell_times(done, asked)
 
     def skipped(self, skipped: BlockSkipped) -> None:
@@ -142,11 +139,6 @@ class Blocks:
 
     def _due_s(self, slot: int) -> float:
         return self._playout.frame_s(self._stream.geometry.block_start_frame(slot))
-
-    def _confirm(self, parts: set[str], slot: int, frame: int) -> None:
-        for part in sorted(parts):
-            extra = {"avatar": self.avatar} if part == "image" else {}
-            self._announcer.tell(_EVENT_OF_PART[part], **extra, block=slot, frame=frame)
 
     def _tell_times(self, done: BlockDone, asked: _Asked) -> None:
         """One line of the page's latency waterfall; moments are session media time."""

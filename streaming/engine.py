@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from model import launch
-from model.interface import BlockRequest, ModelInfo, SessionInfo, SessionSpec, SessionUpdate
+from model.interface import BlockRequest, ModelInfo, SessionInfo, SessionSpec, SessionUpdate, UpdateInfo
 from streaming.config import EngineConfig
 from streaming.errors import EngineError, RefusedError
 from streaming.life import Death, Life
@@ -44,8 +44,6 @@ class BlockDone:
     """Monotonic time at which it had it."""
     stage_s: Mapping[str, float]
     """Seconds by stage: audio, dit, vae."""
-    applied: tuple[str, ...]
-    """Updates that took effect with this block: prompt, image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +67,14 @@ class EngineClient(Protocol):
     def block_done(self, done: BlockDone) -> None: ...
 
     def block_skipped(self, skipped: BlockSkipped) -> None: ...
+
+    def updated(self, info: UpdateInfo) -> None:
+        """A change was prepared; the first block of at least its number shows it."""
+        ...
+
+    def update_refused(self, block: int, parts: tuple[str, ...], reason: str) -> None:
+        """A change could not be made."""
+        ...
 
     def session_lost(self, reason: str) -> None:
         """The restarted model refused the session."""
@@ -345,6 +351,12 @@ class Engine:
                 self._opened(info)
             case launch.Refused(session, reason):
                 self._refused(session, reason)
+            case launch.Updated(info):
+                if (tenant := self._tenants.get(info.session)) is not None:
+                    tenant.client.updated(info)
+            case launch.Unchanged():
+                if (tenant := self._tenants.get(report.session)) is not None:
+                    tenant.client.update_refused(report.block, report.parts, report.reason)
             case launch.Done():
                 self._done(report)
             case launch.Skipped():
@@ -405,7 +417,6 @@ class Engine:
                 started_s=report.started_s,
                 finished_s=report.finished_s,
                 stage_s=report.stage_s,
-                applied=report.applied,
             )
         )
 

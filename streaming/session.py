@@ -20,8 +20,9 @@ from typing import Literal
 import av
 import numpy as np
 
-from model.interface import POSTURES, ModelInfo, SessionInfo, SessionSpec, SessionUpdate
+from model.interface import POSTURES, ModelInfo, SessionInfo, SessionSpec, SessionUpdate, UpdateInfo
 from streaming.blocks import Blocks
+from streaming.changes import Changes
 from streaming.clock import Clock
 from streaming.config import StreamingConfig
 from streaming.engine import BlockDone, BlockSkipped, EnginePort, EngineState
@@ -90,6 +91,7 @@ class Session:
         self._config = config
         self._clock = clock
         self._announcer = Announcer(spec.session, self._media_ms)
+        self._changes = Changes(self._announcer)
         self._microphone = Microphone(config)
         self._voice = Voice(
             clock=clock,
@@ -102,8 +104,6 @@ class Session:
         self._hint = "idle"
         self._prompt = self._model_prompt = spec.prompt
         self._idle_prompt: str | None = None
-        self._avatar = ""
-        self._changed_early: set[str] = set()
         self._is_user_heard = False
         self._is_lost = False
         self._is_closed = False
@@ -154,9 +154,8 @@ class Session:
             self._lose(error.code, str(error))
             return
         self.playout.show(self.info.portrait)
-        if not self.info.in_domain:
-            text = f"the portrait is outside the model's domain ({self.info.portrait_psnr_db:.1f} dB)"
-            self._announcer.tell("warning", code="out_of_domain", message=text)
+        self._changes.least_psnr_db = info.in_domain_psnr_db
+        self._changes.warn(self.info)
         stream, blocks = self._begin(info)
         while True:
             await self._clock.sleep_until(stream.close_s(stream.next_slot))
@@ -179,10 +178,10 @@ class Session:
             clock=self._clock,
             playout=self.playout,
             announcer=self._announcer,
+            changes=self._changes,
             stream=stream,
             margin_s=_HAND_OVER_S,
         )
-        blocks.avatar, blocks.already_applied = self._avatar, self._changed_early
         log.info("session %s: latency %.0f ms", self.id, 1000 * latency_s)
         return stream, blocks
 
@@ -307,12 +306,9 @@ class Session:
             name: avatar id for the event.
         """
         self._check_open()
-        self._avatar = name
         if self.blocks is None:
             self.playout.show(image)
-        else:
-            self.blocks.avatar = name
-        return self._plan(image=image)
+        return self._plan(image=image, name=name)
 
     def set_posture(self, posture: str) -> None:
         """Listen or think until told otherwise or until speech begins.
@@ -384,6 +380,13 @@ class Session:
         if self.blocks is not None:
             self.blocks.skipped(skipped)
 
+    def updated(self, info: UpdateInfo) -> None:
+        self._changes.found(info)
+
+    def update_refused(self, block: int, parts: tuple[str, ...], reason: str) -> None:
+        self._changes.refused(block, parts)
+        self.announce_error("unsupported_media" if "image" in parts else "internal", reason)
+
     def session_lost(self, reason: str) -> None:
         self._lose("engine_down", reason)
 
@@ -422,12 +425,13 @@ class Session:
             self._model_prompt = wanted
             self._plan(prompt=wanted)
 
-    def _plan(self, *, prompt: str | None = None, image: np.ndarray | None = None) -> Planned:
+    def _plan(self, *, prompt: str | None = None, image: np.ndarray | None = None, name: str = "") -> Planned:
+        update = SessionUpdate(session=self.id, block=self.next_block(), prompt=prompt, image=image)
         if self.stream is None:
-            changes = {name: value for name, value in (("prompt", prompt), ("image", image)) if value is not None}
-            self._spec = replace(self._spec, **changes)
-            self._changed_early |= set(changes)
-        self._engine.update(SessionUpdate(session=self.id, block=self.next_block(), prompt=prompt, image=image))
+            self._spec = replace(self._spec, **{part: getattr(update, part) for part in update.parts})
+        for part in update.parts:
+            self._changes.ask(part, update.block, name)
+        self._engine.update(update)
         return self._planned()
 
     def _planned(self) -> Planned:

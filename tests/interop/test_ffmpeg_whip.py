@@ -14,20 +14,21 @@ import numpy as np
 import pytest
 
 from server.config import Secrets
+from tests.unit.server.caller import calling, judge
 from tests.unit.server.running import Running, fake_config, running
 from tests.unit.server.test_calls import voice
-from tests.unit.server.whip_client import until, watching
+from tests.unit.server.whip_client import until
 
 KEY = "an admin key of enough length"
 
 
 @pytest.fixture
 def speech(tmp_path: Path) -> Path:
-    """Eight seconds of speech-like sound as a WAV file."""
+    """Sixteen seconds of speech-like sound as a WAV file."""
     path = tmp_path / "speech.wav"
     with av.open(str(path), "w") as file:
         stream = file.add_stream("pcm_s16le", rate=48_000, layout="mono")
-        samples = (np.clip(voice(8), -1, 1) * 32767).astype(np.int16)
+        samples = (np.clip(voice(16), -1, 1) * 32767).astype(np.int16)
         frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
         frame.sample_rate = 48_000
         for packet in [*stream.encode(frame), *stream.encode(None)]:
@@ -43,7 +44,7 @@ async def ffmpeg(url: str, speech: Path, *more: str, camera: bool = True) -> Asy
     process = await asyncio.create_subprocess_exec(
         imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "warning", *picture,
         "-re", "-stream_loop", "-1", "-i", str(speech), *encode, "-c:a", "libopus", "-ac", "2", "-ar", "48000",
-        "-t", "12", "-f", "whip", *more, url,
+        "-t", "14", "-f", "whip", *more, url,
         stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -65,7 +66,7 @@ async def until_state(server: Running, session: dict, state: str, within_s: floa
 
 async def test_ffmpeg_speaks_through_the_avatar(speech: Path) -> None:
     """Opus and H264 with a bearer token; the speech is heard and shown, and FFmpeg's DELETE at its end is obeyed."""
-    config = fake_config(auth={"required": "always"})
+    config = fake_config(auth={"required": "always"}, model={"fake": {"width": 128, "height": 128}})
     async with running(config, Secrets(api_key=KEY)) as server:
         server.http.headers["Authorization"] = f"Bearer {KEY}"
         session = await server.open()
@@ -74,9 +75,11 @@ async def test_ffmpeg_speaks_through_the_avatar(speech: Path) -> None:
         url = f"http://127.0.0.1:{server.port}/{session['urls']['whip']}"
         async with ffmpeg(url, speech, "-authorization", session["token"]) as process:
             heard_s = await until_state(server, session, "speaking")
-            print(f"FFmpeg: speaking {heard_s:.2f} s after its start")
-            async with watching(server, session) as viewer:
-                await viewer.until(50)
+            async with calling(server, session) as page:
+                await asyncio.sleep(9)
+            shown = judge(page)
+            print(f"FFmpeg: speaking {heard_s:.2f} s after its start; a page: {shown}")
+            assert shown.agreement > 0.6 and abs(shown.offset_ms) <= 40 and shown.fps > 20
             await asyncio.wait_for(process.wait(), 20)
             assert process.stderr is not None
             complaints = (await process.stderr.read()).decode()

@@ -183,6 +183,7 @@ def _check_time(room: Room) -> None:
     blocks = [request.block for request in room.engine.requests]
     assert blocks == sorted(set(blocks)), "the model only goes forward"
     finished = [event.data["segment"] for event in room.told("playback_finished")]
+    finished = [name for name in finished if name is not None]  # None: an interrupt that had nothing to stop
     started = [event.data["segment"] for event in room.told("playback_started")]
     assert len(finished) == len(set(finished)) and len(started) == len(set(started))
     stamps = [event.pts_ms for event in room.events]

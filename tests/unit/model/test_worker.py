@@ -3,7 +3,20 @@
 import numpy as np
 import pytest
 
-from model.control import Close, Done, Interrupt, Open, Opened, Refused, Release, Skipped, Step, Update
+from model.control import (
+    Close,
+    Done,
+    Interrupt,
+    Open,
+    Opened,
+    Refused,
+    Release,
+    Skipped,
+    Step,
+    Unchanged,
+    Update,
+    Updated,
+)
 from model.desk import Desk
 from model.errors import CheckpointError, LinkError, PortraitError, UnknownSessionError, UnwantedError
 from model.fake import FakeConfig, FakeModel
@@ -137,8 +150,21 @@ def test_closing_drops_what_waits_and_forgets_the_session():
 def test_updates_go_before_blocks():
     bench = Bench().opened("a")
     bench.put(step("a", 3, 101), Update(SessionUpdate(session="a", block=3, prompt="happy")))
-    (done,) = bench.run()
+    updated, done = bench.run()
+    assert isinstance(updated, Updated) and updated.info.block == 3
     assert done.applied == ("prompt",)
+
+
+def test_a_change_that_cannot_be_made_is_told_before_its_block():
+    class Picky(FakeModel):
+        def update(self, update):
+            raise PortraitError("the portrait has no face;\nsend one with a face")
+
+    bench = Bench(Picky(FakeConfig(width=64, height=64))).opened("a")
+    bench.put(Update(SessionUpdate(session="a", block=3, image=PORTRAIT)), step("a", 3, 101))
+    refused, done = bench.run()
+    assert refused == Unchanged("a", 3, ("image",), "the portrait has no face; send one with a face")
+    assert isinstance(done, Done)
 
 
 def test_a_refused_portrait_spares_the_others():

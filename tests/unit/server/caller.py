@@ -68,12 +68,34 @@ class Received:
         return np.array(self.ticks) / rate_hz + float(np.median(offsets))
 
 
+def capture_reports(receiver: Any, received: Received) -> None:
+    """Note the sender's reports and the first timestamp, which aiortc keeps to itself."""
+    upstream = receiver._handle_rtcp_packet
+
+    async def handle(packet: Any) -> None:
+        if isinstance(packet, RtcpSrPacket):
+            info = packet.sender_info
+            received.reports.append((info.ntp_timestamp / 2**32, info.rtp_timestamp))
+        await upstream(packet)
+
+    receiver._handle_rtcp_packet = handle
+    upstream_rtp = receiver._handle_rtp_packet
+
+    async def handle_rtp(packet: Any, arrival_time_ms: int) -> None:
+        if received.first is None:
+            received.first = packet.timestamp
+        await upstream_rtp(packet, arrival_time_ms)
+
+    receiver._handle_rtp_packet = handle_rtp
+
+
 class Caller:
     """One client connection."""
 
     def __init__(self, microphone: np.ndarray | None) -> None:
         self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.video, self.audio = Received(), Received()
+        self.asked_s = time.monotonic()
         self.messages: list[dict[str, Any]] = []
         self.said = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -95,27 +117,7 @@ class Caller:
         assert answer.status_code == 200, answer.text
         await self.connection.setRemoteDescription(RTCSessionDescription(**answer.json()))
         for transceiver in self.connection.getTransceivers():
-            self._capture_reports(transceiver)
-
-    def _capture_reports(self, transceiver: Any) -> None:
-        receiver, received = transceiver.receiver, self.video if transceiver.kind == "video" else self.audio
-        upstream = receiver._handle_rtcp_packet
-
-        async def handle(packet: Any) -> None:
-            if isinstance(packet, RtcpSrPacket):
-                info = packet.sender_info
-                received.reports.append((info.ntp_timestamp / 2**32, info.rtp_timestamp))
-            await upstream(packet)
-
-        receiver._handle_rtcp_packet = handle
-        upstream_rtp = receiver._handle_rtp_packet
-
-        async def handle_rtp(packet: Any, arrival_time_ms: int) -> None:
-            if received.first is None:
-                received.first = packet.timestamp
-            await upstream_rtp(packet, arrival_time_ms)
-
-        receiver._handle_rtp_packet = handle_rtp
+            capture_reports(transceiver.receiver, self.video if transceiver.kind == "video" else self.audio)
 
     def _message(self, text: str) -> None:
         self.messages.append(json.loads(text))
@@ -156,6 +158,52 @@ class Caller:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.connection.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What a client saw and heard of the stand-in while somebody spoke."""
+
+    first_ms: float
+    """First picture, since the connection was asked for."""
+    fps: float
+    """Pictures a second of media time, as the stamps of those that came say."""
+    offset_ms: float
+    """Lips after voice, aligned by the sender's reports as a browser aligns them; a picture is 40 ms."""
+    agreement: float
+    """Correlation of lips and voice at that offset."""
+
+    def __str__(self) -> str:
+        return f"TTFF {self.first_ms:.0f} ms, {self.fps:.1f} fps, lips {self.offset_ms:+.0f} ms after sound"
+
+
+def mouth(picture: np.ndarray) -> float:
+    """How dark the stand-in's mouth region is; its inside is drawn nearly black."""
+    height, width = picture.shape
+    region = picture[int(0.62 * height) : int(0.80 * height), int(0.40 * width) : int(0.60 * width)]
+    return float(255 - region.mean())
+
+
+def judge(caller: Caller) -> Shown:
+    """Judge what came; at least six seconds of it after the first two."""
+    video_s, audio_s = caller.video.wall_s(90_000), caller.audio.wall_s(48_000)
+    begin, end = max(video_s[0], audio_s[0]) + 2, min(video_s[-1], audio_s[-1])
+    assert end - begin > 6, f"{end - begin:.1f} s are too few"
+    grid = np.arange(begin, end, 0.01)
+    loud = np.array([np.sqrt(np.mean(np.square(piece.astype(float)))) for piece in caller.audio.content])
+    heard = np.interp(grid, audio_s + 0.01, np.log10(loud + 30))
+    opened = np.interp(grid, video_s + 0.02, [mouth(picture) for picture in caller.video.content])
+    heard, opened = heard - heard.mean(), opened - opened.mean()
+
+    def agreement(lag: int) -> float:
+        a, b = (heard[: len(heard) - lag], opened[lag:]) if lag >= 0 else (heard[-lag:], opened[:lag])
+        return float(np.corrcoef(a, b)[0, 1])
+
+    best = max(range(-50, 51), key=agreement)
+    late = video_s >= begin
+    fps = (late.sum() - 1) / (video_s[-1] - video_s[late][0])
+    first_ms = 1000 * (caller.video.arrived_s[0] - caller.asked_s)
+    return Shown(first_ms=first_ms, fps=float(fps), offset_ms=10.0 * best, agreement=agreement(best))
 
 
 @contextlib.asynccontextmanager

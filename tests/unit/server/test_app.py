@@ -6,7 +6,9 @@ import asyncio
 import base64
 import io
 import json
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -14,9 +16,14 @@ import pytest
 from PIL import Image
 
 from model.portrait import MAX_BYTES
+from server.config import Secrets
 from server.http import IMAGE_JSON_LIMIT, JSON_LIMIT, OFFER_LIMIT
+from server.metrics import Metrics
 from tests.unit.server.running import Running, fake_config, running
 from tests.unit.server.sdp import make_offer, mutations
+from tests.unit.server.whip_client import until
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -249,6 +256,21 @@ async def test_every_metric_of_the_contract_is_there(server: Running) -> None:
     assert 'avatarcast_rejected_total{code="not_found"} 1.0' in (await server.http.get("/metrics")).text
 
 
+def test_every_metric_is_in_the_protocol() -> None:
+    text = (ROOT / "docs/protocol.md").read_text(encoding="utf-8").partition("## Metrics")[2]
+    named = set(re.findall(r"[a-z_]+", text))
+    for metric in Metrics().registry.collect():
+        name = metric.name.removeprefix("avatarcast_")
+        assert name in named or f"{name}_total" in named, f"docs/protocol.md does not name {name}"
+
+
+async def test_memory_of_cards_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.hub.memory_used", lambda: {"cuda:0": 5e9, "cuda:1": 1e9})
+    async with running() as server:
+        await until(lambda: b'{device="cuda:1"} 1e+09' in server.hub.metrics.render(), 5)
+        assert 'avatarcast_gpu_memory_bytes{device="cuda:0"} 5e+09' in (await server.http.get("/metrics")).text
+
+
 async def test_pages_are_served_and_nothing_else(server: Running) -> None:
     page = await server.http.get("/")
     assert page.headers["content-type"].startswith("text/html")
@@ -322,6 +344,37 @@ async def test_an_allowed_origin_may_call() -> None:
         answer = await server.http.post("/v1/sessions", json={}, headers={"Origin": "https://good.example"})
         assert answer.status_code == 201
         assert answer.headers["access-control-allow-origin"] == "https://good.example"
+
+
+async def test_pages_of_listed_origins_can_read_why_they_are_refused() -> None:
+    good = {"Origin": "https://good.example"}
+    config = fake_config(
+        server={"cors_origins": ["https://good.example"]},
+        auth={"required": "always"},
+        limits={"requests_per_minute": 3},
+    )
+    async with running(config, Secrets(api_key="k" * 24)) as server:
+        refused = [
+            (await server.http.post("/v1/sessions", json={}, headers=good), 401, "unauthorized"),
+            (await server.http.post("/v1/sessions", content=b"x" * 20_000_000, headers=good), 413, "too_large"),
+            (await server.http.get("/nothing", headers=good), 404, "not_found"),
+            (await server.http.post("/v1/sessions", json={}, headers=good), 401, "unauthorized"),
+            (await server.http.post("/v1/sessions", json={}, headers=good), 429, "rate_limited"),
+        ]
+        for answer, status, code in refused:
+            check_problem(answer, status, code)
+            assert answer.headers["access-control-allow-origin"] == "https://good.example", code
+        assert "Retry-After" in answer.headers["access-control-expose-headers"]
+        stranger = await server.http.get("/healthz", headers={"Origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in stranger.headers
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        for origin, status in (("https://good.example", 200), ("https://evil.example", 400)):
+            answer = await server.http.options("/v1/sessions", headers={"Origin": origin, **asked})
+            assert answer.status_code == status
+        admin = {"Authorization": "Bearer " + "k" * 24}
+        text = (await server.http.get("/metrics", headers=admin)).text
+        assert 'avatarcast_rejected_total{code="too_large"} 1.0' in text
+        assert 'avatarcast_rejected_total{code="rate_limited"} 1.0' in text
 
 
 async def test_offers_that_cannot_be_answered_are_4xx(server: Running) -> None:

@@ -8,6 +8,7 @@ import time
 import av
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from server import encoder as module
 from server.config import EncodeConfig
@@ -84,6 +85,49 @@ def test_the_bitrate_is_kept() -> None:
     sizes = [encoder.encode(chance.integers(0, 255, (256, 256, 3), np.uint8), k).size for k in range(75)]
     kbps = sum(sizes[25:]) * 8 / 2 / 1000
     assert 400 < kbps < 1000
+
+
+@pytest.mark.parametrize(("profile", "number"), [("baseline", 66), ("main", 77), ("high", 100)])
+def test_the_profile_can_be_chosen(profile: str, number: int) -> None:
+    encoder = small(profile=profile)
+    packets = [encoder.encode(picture(k), k) for k in range(5)]
+    sps = next(p for p in bytes(packets[0]).split(b"\x00\x00\x01")[1:] if p[0] & 31 == 7)
+    assert sps[1] == number
+    assert len(decode(packets)) == 5 and all(packet.dts == packet.pts for packet in packets)
+
+
+def portrait_with_text(index: int, size: int = 256) -> np.ndarray:
+    """A talking face with grain, and two lines of small writing under it."""
+    drawn = Image.new("RGB", (size, size), (236, 232, 226))
+    pen = ImageDraw.Draw(drawn)
+    pen.ellipse((0.3 * size, 0.15 * size, 0.7 * size, 0.7 * size), fill=(214, 170, 140))
+    gap = 0.03 * size * (1 + np.sin(index / 2))
+    pen.ellipse((0.42 * size, 0.55 * size - gap, 0.58 * size, 0.55 * size + gap), fill=(120, 40, 40))
+    pen.text((8, size - 44), "avatarcast: welcome to hall 4", fill=(20, 20, 20))
+    pen.text((8, size - 28), "Please speak here, 12:45", fill=(20, 20, 20))
+    grain = np.random.default_rng(index).integers(-2, 3, (size, size, 1))
+    return np.clip(np.asarray(drawn).astype(np.int16) + grain, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kbps", [2500, 800])
+def test_writing_stays_readable_and_key_frames_cause_no_stutter(kbps: int) -> None:
+    """Of every picture: brightness of the writing against the original, and the time it takes on the way."""
+    config = EncodeConfig(bitrate_kbps=kbps)
+    encoder = H264Encoder(width=256, height=256, fps=25, config=config)
+    packets = [encoder.encode(portrait_with_text(k), k) for k in range(125)]
+    quality = []
+    for k, frame in enumerate(decode(packets)):
+        shown = frame.reformat(format="rgb24", src_colorspace=6, src_color_range=1).to_ndarray()
+        lines = (slice(256 - 46, 256 - 14), slice(0, 200))
+        error = (shown[lines].astype(float) - portrait_with_text(k)[lines]).mean(-1)
+        quality.append(10 * np.log10(255**2 / np.mean(error**2)))
+    keys = [k for k, packet in enumerate(packets) if packet.is_keyframe]
+    slowest_ms = max(packets[k].size for k in keys[1:]) * 8 / kbps
+    print(f"{kbps} kbit/s: writing {min(quality):.1f} dB at least, a key frame takes {slowest_ms:.0f} ms of the rate")
+    assert keys == [0, 50, 100]
+    assert min(quality) > 33
+    assert min(quality[k] - quality[k - 1] for k in keys[1:]) > -1, "a pulse at key frames"
+    assert slowest_ms <= 150
 
 
 async def test_two_viewers_share_one_encode() -> None:

@@ -32,11 +32,14 @@ async def scene() -> AsyncIterator[Scene]:
     await made.close()
 
 
-async def until(output: Output, state: str, within_s: float = 20) -> None:
-    end_s = time.monotonic() + within_s
+async def until(output: Output, state: str, within_s: float = 20) -> float:
+    """Wait for a state; returns how long it took."""
+    began_s = time.monotonic()
+    end_s = began_s + within_s
     while output.state != state:
         assert time.monotonic() < end_s, output.as_json()
         await asyncio.sleep(0.05)
+    return time.monotonic() - began_s
 
 
 def free_port(kind: int = socket.SOCK_STREAM) -> int:
@@ -63,13 +66,18 @@ def nginx(folder: Path) -> Iterator[int]:
         process.wait()
 
 
-def check_media(path: Path, bound_ms: float = 40) -> None:
+def check_media(path: Path, bound_ms: float = 40, *, live_s: float | None = None) -> None:
     with av.open(str(path)) as container:
         assert container.streams.video[0].codec_context.name == "h264"
         assert container.streams.audio[0].codec_context.name == "aac"
+        at_s = [float(packet.pts * packet.time_base) for packet in container.demux(video=0) if packet.pts is not None]
+    late = sorted(at_s)[-50:]  # an RTSP receiver stamps its first picture before it knows the sender's clock
+    fps = (len(late) - 1) / (late[-1] - late[0])
+    assert 23 < fps < 26
     found = offsets_ms(str(path))
     assert found, "no flash with its beep arrived"
-    print(path.name, "A/V offset, ms:", [round(value, 1) for value in found])
+    begun = "" if live_s is None else f"live after {live_s:.2f} s, "
+    print(f"{path.name}: {begun}{fps:.1f} fps, A/V offset, ms: {[round(value, 1) for value in found]}")
     assert max(abs(value) for value in found) <= bound_ms, found
 
 
@@ -77,21 +85,21 @@ async def test_rtmp_reaches_nginx_and_is_read_back(scene: Scene, tmp_path: Path)
     with nginx(tmp_path) as port:
         url = f"rtmp://127.0.0.1:{port}/live/secret-key"
         output = scene.output(target_of(url))
-        await until(output, "live")
-        got = tmp_path / "got.mkv"
+        live_s = await until(output, "live")
+        got = tmp_path / "got_rtmp.mkv"
         command = ["ffmpeg", "-loglevel", "error", "-i", url, "-t", "4", "-c", "copy", str(got)]
         reader = await asyncio.create_subprocess_exec(*command)
         assert await asyncio.wait_for(reader.wait(), 30) == 0
         assert "secret" not in str(output.as_json())
         await output.close()
     assert output.state == "ended"
-    check_media(got)
+    check_media(got, live_s=live_s)
 
 
 @pytest.mark.parametrize("scheme", ["srt", "rtsp"])
 async def test_a_listening_ffmpeg_receives(scene: Scene, tmp_path: Path, scheme: str) -> None:
     port = free_port(socket.SOCK_DGRAM if scheme == "srt" else socket.SOCK_STREAM)
-    url, got = f"{scheme}://127.0.0.1:{port}" + ("/x" if scheme == "rtsp" else ""), tmp_path / "got.mkv"
+    url, got = f"{scheme}://127.0.0.1:{port}" + ("/x" if scheme == "rtsp" else ""), tmp_path / f"got_{scheme}.mkv"
     listen = ["-i", f"{url}?mode=listener"] if scheme == "srt" else ["-rtsp_flags", "listen", "-i", url]
     receiver = await asyncio.create_subprocess_exec(
         "ffmpeg", "-loglevel", "error", *listen, "-t", "4", "-c", "copy", str(got)
@@ -99,14 +107,14 @@ async def test_a_listening_ffmpeg_receives(scene: Scene, tmp_path: Path, scheme:
     try:
         await asyncio.sleep(0.5)
         output = scene.output(target_of(url))
-        await until(output, "live")
+        live_s = await until(output, "live")
         assert await asyncio.wait_for(receiver.wait(), 30) == 0
         await output.close()
     finally:
         if receiver.returncode is None:
             receiver.kill()
             await receiver.wait()
-    check_media(got)
+    check_media(got, live_s=live_s)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -63,9 +64,13 @@ async def test_openais_client_has_its_microphone_spoken(server: Running) -> None
         assert created.session.audio.input.format.rate == RATE_HZ
         quiet = np.zeros(RATE_HZ, "<i2")
         stream = np.concatenate([quiet[: RATE_HZ // 2], SPEECH, quiet])
+        asked_s = time.monotonic()
         for start in range(0, len(stream), 2400):
             await connection.input_audio_buffer.append(audio=base64_of(stream[start : start + 2400]))
-        done, seen = await until(connection, "response.done")
+        _, before = await until(connection, "output_audio_buffer.started")
+        print(f"OpenAI's client: heard {1000 * (time.monotonic() - asked_s) - 500:.0f} ms after its speech began")
+        done, after = await until(connection, "response.done")
+        seen = before + after
         told = {event.type: event for event in seen}
         assert abs(told["input_audio_buffer.speech_started"].audio_start_ms - 500) <= 120
         assert 2300 <= told["input_audio_buffer.speech_stopped"].audio_end_ms <= 3300

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 
 from server.config import Secrets
 from server.http import SDP_LIMIT
-from tests.unit.server.caller import calling
+from tests.unit.server.caller import calling, judge
 from tests.unit.server.running import Running, fake_config, running
 from tests.unit.server.sdp import make_offer, mutations
 from tests.unit.server.test_app import check_problem
@@ -252,14 +253,27 @@ async def test_a_published_voice_is_spoken_and_pages_hear_it(server: Running) ->
         assert page.connection.connectionState == "connected"
 
 
-async def test_an_offer_of_obs_is_taken_and_heard(server: Running) -> None:
-    session = await server.open()
-    async with publishing(server, session, voice(8), camera=True, obs=True) as (_, answer):
-        assert media(answer.text) == ["audio recvonly taken", "video recvonly taken"]
-        assert "a=rtpmap:111 opus/48000/2" in answer.text
-        assert "a=rtpmap:96 H264/90000" in answer.text
-        assert "a=candidate" in answer.text, "OBS does not trickle, so every address must be in the answer"
-        await spoken(server, session)
+async def test_an_offer_of_obs_is_taken_heard_and_shown_in_step() -> None:
+    config = fake_config(model={"fake": {"width": 128, "height": 128}})
+    async with running(config) as server:
+        session = await server.open()
+        began_s = time.monotonic()
+        async with publishing(server, session, voice(14), camera=True, obs=True) as (_, answer):
+            check_obs_answer(answer.text)
+            await spoken(server, session)
+            spoken_s = time.monotonic() - began_s
+            async with calling(server, session) as page:
+                await asyncio.sleep(9)
+        shown = judge(page)
+        print(f"OBS-shaped: speaking {spoken_s:.2f} s after the offer; a page: {shown}")
+        assert shown.agreement > 0.6 and abs(shown.offset_ms) <= 40
+
+
+def check_obs_answer(answer: str) -> None:
+    assert media(answer) == ["audio recvonly taken", "video recvonly taken"]
+    assert "a=rtpmap:111 opus/48000/2" in answer
+    assert "a=rtpmap:96 H264/90000" in answer
+    assert "a=candidate" in answer, "OBS does not trickle, so every address must be in the answer"
 
 
 async def test_the_shape_of_obs_has_no_candidates() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from server.config import OutputsConfig
 from server.output_sinks import Target
 from server.outputs import begin_output, read_target
 from server.whip_push import WhipOutput
+from tests.unit.server.caller import Received, capture_reports
 from tests.unit.server.output_scene import Scene
 from tests.unit.server.running import running
 from tests.unit.server.whip_client import until
@@ -35,6 +38,8 @@ class Receiver:
         self.listening.bind(("127.0.0.1", 0))
         self.port = self.listening.getsockname()[1]
         self.tokens: list[str] = []
+        self.asked_s = 0.0
+        self.video, self.audio = Received(), Received()
         self.flashes = self.pictures = 0
         self.loudest = 0.0
         self.deleted = False
@@ -49,7 +54,10 @@ class Receiver:
         connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.connections.append(connection)
         connection.on("track", self._track)
+        self.asked_s = time.monotonic()
         await connection.setRemoteDescription(RTCSessionDescription((await request.body()).decode(), "offer"))
+        for transceiver in connection.getTransceivers():
+            capture_reports(transceiver.receiver, self.video if transceiver.kind == "video" else self.audio)
         await connection.setLocalDescription(await connection.createAnswer())
         headers = {"Location": "/whip/here/one"}
         return Response(connection.localDescription.sdp, 201, headers=headers, media_type="application/sdp")
@@ -65,12 +73,31 @@ class Receiver:
     async def _drain(self, track: MediaStreamTrack) -> None:
         with contextlib.suppress(MediaStreamError):
             while True:
-                frame = await track.recv()
+                frame: Any = await track.recv()
+                received = self.video if track.kind == "video" else self.audio
+                received.ticks.append(frame.pts)
+                received.arrived_s.append(time.monotonic())
                 if track.kind == "video":
                     self.pictures += 1
-                    self.flashes += frame.to_ndarray(format="gray").mean() > 128  # type: ignore[union-attr]
+                    bright = frame.to_ndarray(format="gray").mean()
+                    self.flashes += bright > 128
+                    received.content.append(bright)
                 else:
-                    self.loudest = max(self.loudest, float(np.abs(frame.to_ndarray()).max()))  # type: ignore[union-attr]
+                    loud = float(np.abs(frame.to_ndarray()).max())
+                    self.loudest = max(self.loudest, loud)
+                    received.content.append(np.array(loud))
+
+    def figures(self) -> tuple[float, float, list[float]]:
+        """First picture after the offer in ms, pictures a second, and flash after beep in ms, aligned by the sender's
+        reports; a beep is found by pieces of 20 ms."""
+        first_ms = 1000 * (self.video.arrived_s[0] - self.asked_s)
+        video_s, audio_s = self.video.wall_s(90_000), self.audio.wall_s(48_000)
+        flashes = video_s[np.array(self.video.content) > 128]
+        beeps = audio_s[np.array(self.audio.content) > 5000]
+        begun = beeps[np.diff(beeps, prepend=-1) > 0.5]
+        near = [1000 * (flash - begun[np.abs(begun - flash).argmin()]) for flash in flashes]
+        fps = (len(video_s) - 1) / (video_s[-1] - video_s[0])
+        return first_ms, float(fps), [float(offset) for offset in near if abs(offset) < 300]
 
     async def close(self) -> None:
         await asyncio.gather(*(connection.close() for connection in self.connections))
@@ -111,7 +138,10 @@ def push(scene: Scene, url: str) -> WhipOutput:
 
 async def test_pictures_and_sound_arrive_and_the_end_is_told(scene: Scene, receiver: Receiver) -> None:
     output = push(scene, f"whip://stream%2Fkey@127.0.0.1:{receiver.port}/whip/here")
-    await until(lambda: receiver.flashes >= 2 and receiver.loudest > 5000, 15)
+    await until(lambda: receiver.flashes >= 5 and receiver.loudest > 5000, 15)
+    first_ms, fps, offsets = receiver.figures()
+    print(f"WHIP push: first picture {first_ms:.0f} ms, {fps:.1f} fps, A/V offset, ms: {np.round(offsets)}")
+    assert 23 < fps < 26 and abs(np.median(offsets)) <= 40
     assert output.state == "live"
     assert receiver.tokens == ["Bearer stream/key"]
     assert "key" not in str(output.as_json())

@@ -28,6 +28,7 @@ class Client:
         self.block = 0
         self.answers: asyncio.Queue = asyncio.Queue()
         self.lost: list[str] = []
+        self.changes: list = []
 
     def next_block(self) -> int:
         return self.block
@@ -37,6 +38,12 @@ class Client:
 
     def block_skipped(self, skipped) -> None:
         self.answers.put_nowait(skipped)
+
+    def updated(self, info) -> None:
+        self.changes.append(info)
+
+    def update_refused(self, block: int, parts: tuple[str, ...], reason: str) -> None:
+        self.changes.append((block, parts, reason))
 
     def session_lost(self, reason: str) -> None:
         self.lost.append(reason)
@@ -101,8 +108,8 @@ async def test_blocks_come_back_in_order_with_their_times(engine):
         done = await client.answer()
         assert (done.block, done.epoch, done.frames.shape) == (block, 0, (12, 64, 64, 3))
         assert asked <= done.started_s <= done.finished_s <= time.monotonic()
-        assert done.applied == (("prompt",) if block == 1 else ())
         done.release()
+    assert [(change.block, change.in_domain) for change in client.changes] == [(1, True)]
 
 
 async def test_work_is_bounded_per_session(engine):

@@ -33,7 +33,7 @@ async def test_the_portrait_shows_at_once_and_the_model_takes_over():
 
 async def test_latency_is_block_lookahead_jitter_compute_and_margin():
     async with Room(block_s=0.2) as room:
-        assert room.session.latency_s == pytest.approx(0.96)  # 480 + 80 + 60 + 250 + 80, up to whole frames
+        assert room.session.latency_s == pytest.approx(1.0)  # 480 + 80 + 60 + 300 + 80, up to whole frames
         info = room.engine.info
         assert latency_target_s(info, StreamingConfig(latency=LatencyConfig(floor_ms=2000))) == 2.0
         assert latency_target_s(info, StreamingConfig(latency=LatencyConfig(ceiling_ms=500))) == pytest.approx(0.52)
