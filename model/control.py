@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from model.frame_ring import RingAddress
 from model.interface import BlockRequest, ModelInfo, SessionInfo, SessionSpec, SessionUpdate, UpdateInfo
 
@@ -119,6 +121,8 @@ class Done:
     """Monotonic time."""
     stage_s: dict[str, float] = field(default_factory=dict)
     applied: tuple[str, ...] = ()
+    latents: np.ndarray | None = None
+    """See `BlockResult.latents`."""
 
 
 SkipReason = Literal["deadline", "stale", "failed", "no_slot"]

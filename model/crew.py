@@ -153,14 +153,14 @@ class Crew:
         self._peers.send(order)
         self.leading.perform(order)
 
-    def look_at(self, picture: np.ndarray) -> Seen:
-        """What the decoding rank makes of a portrait.
+    def look_at(self, picture: np.ndarray, past: np.ndarray | None = None) -> Seen:
+        """What the decoding rank makes of a portrait, behind latents of its stream where there are some.
 
         Raises:
             LinkError: it does not answer.
         """
         number = next(self._numbers)
-        self.order(LookAt(portrait=number, picture=picture))
+        self.order(LookAt(portrait=number, picture=picture, past=past))
         end_s = time.monotonic() + self._limit.seconds
         while number not in self._seen:
             self._sort(self._answer(end_s, "the decoding rank does not answer"))

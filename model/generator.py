@@ -171,7 +171,7 @@ class Generator:
         weights = speaker_weights(spec.speakers, spec.masks, self._fit, self.geometry)
         weights = None if weights is None else weights.to(self._device)
         pose = self._pose_video() if spec.has_pose else None
-        portrait = self._portrait(spec.image)
+        portrait = self._portrait(spec.image, spec.past)
         text = self._prompt(spec.prompt)
         shape = (self.config.dit.in_dim, self._frames, *self._size)
         motion = None
@@ -273,6 +273,7 @@ class Generator:
             frames=frames,
             stage_s=clock.seconds(),
             applied=applied,
+            latents=latents[0].to(torch.float16).cpu().numpy(),
         )
 
     def _check(self, request: BlockRequest, session: Session) -> None:
@@ -372,14 +373,14 @@ class Generator:
             )
         return PoseVideo(self.vae, self._fit, self.geometry, self._device)
 
-    def _portrait(self, image: np.ndarray) -> Portrait:
+    def _portrait(self, image: np.ndarray, past: np.ndarray | None = None) -> Portrait:
         picture = self._fit(image, self.geometry.width, self.geometry.height)
-        still, psnr_db = self._look_at(picture)
+        still, psnr_db = self._look_at(picture, past)
         return Portrait(picture=picture, still=still, psnr_db=psnr_db)
 
-    def _look_at(self, picture: np.ndarray) -> tuple[Still, float]:
+    def _look_at(self, picture: np.ndarray, past: np.ndarray | None) -> tuple[Still, float]:
         """What the VAE makes of a fitted picture, and how well it reproduces it in dB."""
-        return self._screen.look_at(picture, self._device)
+        return self._screen.look_at(picture, self._device, past)
 
     def _reprompt(self, session: Session, text: TextKV) -> None:
         self.denoiser.recondition(session.stream, text=text)

@@ -71,6 +71,10 @@ class ModelInfo:
     """Seconds of the longest part of a block, after which it can be called off; 0: it is always made to its end."""
 
 
+MOST_PAST_LATENTS = 19
+"""Latent frames that any model sees of a stream's past when it is opened again."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionSpec:
     """Everything needed to open, or to re-open after a restart, one session."""
@@ -93,6 +97,9 @@ class SessionSpec:
     divided into upright strips, from left to right."""
     has_pose: bool = False
     """Whether blocks bring pictures of a pose video, which steer the bodies."""
+    past: np.ndarray | None = None
+    """[z, frames, rows, columns] latents, oldest first, that the stream goes on from when it is opened again after a
+    restart (`BlockResult.latents`); None: it begins with the portrait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +179,8 @@ class BlockResult:
     """Seconds by stage: audio, dit, vae."""
     applied: tuple[str, ...] = ()
     """Which parts of a SessionUpdate took effect with this block: `prompt`, `image`."""
+    latents: np.ndarray | None = None
+    """[z, frames, rows, columns] float16, from which the stream could go on; None: the model has none."""
 
 
 def check_window(request: BlockRequest, spec: WindowSpec, speakers: int = 1) -> None:

@@ -177,6 +177,7 @@ class LeadingGenerator(Generator):
                 "vae": shown.pictures_s - shown.latents_s,
             },
             applied=asked.applied,
+            latents=shown.latents,
         )
 
     def _end(self, stream: LedStream) -> None:
@@ -186,8 +187,8 @@ class LeadingGenerator(Generator):
     def _prompt(self, prompt: str) -> np.ndarray:
         return _array(self.text.encode(prompt))
 
-    def _look_at(self, picture: np.ndarray) -> tuple[Still, float]:
-        seen: Seen = self._crew.look_at(picture)
+    def _look_at(self, picture: np.ndarray, past: np.ndarray | None) -> tuple[Still, float]:
+        seen: Seen = self._crew.look_at(picture, past)
         if seen.problem:
             raise PortraitError(seen.problem)
         still = Still(reference=seen.reference, past=seen.past, state=seen.portrait, shown=None)

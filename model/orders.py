@@ -80,6 +80,8 @@ class LookAt:
     """Number by which it will be known."""
     picture: np.ndarray
     """[height, width, 3] uint8."""
+    past: np.ndarray | None = None
+    """[z, any, h, w] latents that the stream goes on from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +146,8 @@ class Shown:
     block: int
     frames: np.ndarray
     """[frames_per_block, height, width, 3] uint8."""
+    latents: np.ndarray
+    """[z, F, h, w] float16, what they were made of."""
     latents_s: float
     """Monotonic time at which its latents were finished."""
     pictures_s: float

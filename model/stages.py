@@ -105,6 +105,8 @@ class _Finished:
     first: HostPictures | None
     """The first latent frame, where the leader wants it."""
     pictures: HostPictures
+    kept: HostPictures
+    """The latents, for a stream that must go on after a restart."""
     latents_s: float
 
 
@@ -272,7 +274,8 @@ class Stage:
                 ready.record()
             latents_s = time.monotonic()
             pictures = self._screen.show(latents, block.screen)
-        self._finished.put(_Finished(begin, ready, first, pictures, latents_s))
+            kept = HostPictures(latents[0].to(torch.float16))
+        self._finished.put(_Finished(begin, ready, first, pictures, kept, latents_s))
 
     def _report(self) -> None:
         """The reporting thread: waits for the device, then tells."""
@@ -288,6 +291,7 @@ class Stage:
                     stream=done.begin.stream,
                     block=done.begin.block,
                     frames=frames,
+                    latents=done.kept.wait(),
                     latents_s=done.latents_s,
                     pictures_s=time.monotonic(),
                 )
@@ -298,7 +302,7 @@ class Stage:
             self._decoding.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(self._decoding):
-                still, psnr_db = self._screen.look_at(order.picture, self.device)
+                still, psnr_db = self._screen.look_at(order.picture, self.device, order.past)
                 arrays = [x.float().cpu().numpy() for x in (still.reference, still.past)]
         except ModelError as error:
             nothing = np.zeros(0, np.float32)

@@ -224,7 +224,9 @@ class Worker:
             return
         times = {"started_s": started_s, "finished_s": self._now()}
         applied = self._applied.pop(result.session, ()) + result.applied
-        self._report(Done(**key, slot=slot, **times, stage_s=dict(result.stage_s), applied=applied))
+        self._report(
+            Done(**key, slot=slot, **times, stage_s=dict(result.stage_s), applied=applied, latents=result.latents)
+        )
 
     def _break_on(self, error: Exception) -> None:
         """End what cannot go on: processes that have lost each other, or of which one has not done its share.

@@ -1,7 +1,8 @@
 """The only door to the model: submit blocks, receive pictures, survive the model's process.
 
 The process is started, watched and restarted here. When it dies the state is `degraded` at once; it is started again
-after a pause, every session is opened again at its own next block, and results resume. A reason that starting again
+after a pause, every session is opened again at its own next block, behind the latents of its last ones, and results
+resume. A reason that starting again
 cannot mend (a missing checkpoint), or too many deaths in a row, ends in `failed`.
 
 Everything runs on the event loop; the process's reader thread only hands reports over.
@@ -18,7 +19,15 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from model import launch
-from model.interface import BlockRequest, ModelInfo, SessionInfo, SessionSpec, SessionUpdate, UpdateInfo
+from model.interface import (
+    MOST_PAST_LATENTS,
+    BlockRequest,
+    ModelInfo,
+    SessionInfo,
+    SessionSpec,
+    SessionUpdate,
+    UpdateInfo,
+)
 from streaming.config import EngineConfig
 from streaming.errors import EngineError, RefusedError
 from streaming.life import Death, Life
@@ -121,6 +130,20 @@ class _Tenant:
     """(block, epoch) of requests that were not answered yet."""
     updates: list[SessionUpdate] = field(default_factory=list)
     """Changes asked for while it was being opened."""
+    past: list[np.ndarray] = field(default_factory=list)
+    """Latents of the last blocks, [z, frames, rows, columns] each, from which it goes on after a restart."""
+    awaits_image: bool = False
+    """Whether another portrait was asked for and is not shown yet; what comes until then is not gone on from."""
+
+    def remember(self, report: launch.Done) -> None:
+        """Keep a block's latents, as far as a model looks back."""
+        if "image" in report.applied:
+            self.awaits_image = False
+        if report.latents is None or self.awaits_image:
+            return
+        self.past.append(report.latents)
+        while sum(block.shape[1] for block in self.past[1:]) >= MOST_PAST_LATENTS:
+            del self.past[0]
 
 
 class Engine:
@@ -264,6 +287,9 @@ class Engine:
             return
         changes = {name: value for name in ("prompt", "image") if (value := getattr(update, name)) is not None}
         tenant.spec = replace(tenant.spec, **changes)
+        if update.image is not None:
+            tenant.past.clear()
+            tenant.awaits_image = True
         if tenant.is_open:
             self._send(launch.Update(update))
         else:
@@ -356,6 +382,7 @@ class Engine:
                     tenant.client.updated(info)
             case launch.Unchanged():
                 if (tenant := self._tenants.get(report.session)) is not None:
+                    tenant.awaits_image &= "image" not in report.parts
                     tenant.client.update_refused(report.block, report.parts, report.reason)
             case launch.Done():
                 self._done(report)
@@ -371,7 +398,9 @@ class Engine:
     def _reopen(self) -> None:
         """The process is ready: bring back the sessions that were open when the last one died."""
         for tenant in self._tenants.values():
-            tenant.spec = replace(tenant.spec, first_block=tenant.client.next_block())
+            past = np.concatenate(tenant.past, 1)[:, -MOST_PAST_LATENTS:] if tenant.past else None
+            tenant.spec = replace(tenant.spec, first_block=tenant.client.next_block(), past=past)
+            tenant.awaits_image = False
             tenant.updates.clear()  # they are in the spec
             self._send(launch.Open(tenant.spec))
         self._ready_when_open()
@@ -408,6 +437,7 @@ class Engine:
         if tenant is None:
             release()
             return
+        tenant.remember(report)
         tenant.client.block_done(
             BlockDone(
                 block=report.block,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from model.errors import CheckpointError, ModelError, PortraitError, UnknownSessionError, UnwantedError
 from model.generator import Generator
@@ -231,3 +232,20 @@ def test_a_block_that_nobody_wants_any_more_is_given_up_between_its_parts(part: 
     model.is_wanted = lambda request: True
     result = model.step(request(model.config, 2))
     assert result.applied == () and result.frames.std() > 1
+
+
+@torch.inference_mode()
+def test_a_stream_goes_on_behind_its_own_latents(model: Generator) -> None:
+    model.open(spec())
+    results = [model.step(request(model.config, block)) for block in range(BLOCKS)]
+    past = np.concatenate([result.latents for result in results[:-1]], 1)
+    assert past.dtype == np.float16 and past.shape[1] == 3 * (BLOCKS - 1)
+    last = torch.from_numpy(results[-1].latents)[None].float()
+    off = []
+    for before in (past, None, past[:, :, :2]):  # the last is of another size, and passed over
+        model.open(spec(past=before, first_block=BLOCKS - 1))
+        shown = model._screen.show(last, model._sessions["a"].screen).wait()
+        off.append(np.abs(shown.astype(int) - results[-1].frames).mean())
+    assert off[0] < 0.5 and off[1] > 3 * off[0] and off[1] == off[2]
+    model.open(spec(past=past, first_block=BLOCKS - 1))
+    assert model.step(request(model.config, BLOCKS - 1)).frames.shape == (12, 64, 64, 3)

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.interface import BlockRequest, SessionSpec, SessionUpdate
+from model.control import Done
+from model.interface import MOST_PAST_LATENTS, BlockRequest, SessionSpec, SessionUpdate
 from streaming.config import EngineConfig
-from streaming.engine import Engine, spread
+from streaming.engine import Engine, _Tenant, spread
 from streaming.errors import EngineError, RefusedError
 
 SPEC = {"kind": "fake", "width": 64, "height": 64, "threads": 1}
@@ -301,3 +302,22 @@ def test_phases_are_spread():
     assert 200 <= third < 200.48
     distances = [abs((third - other + 0.24) % 0.48 - 0.24) for other in (100.0, second)]
     assert min(distances) == pytest.approx(0.12)
+
+
+def test_a_session_goes_on_from_what_it_showed_last() -> None:
+    tenant = _Tenant(SessionSpec(session="a", image=PORTRAIT), Client(), None)
+
+    def done(block: int, applied: tuple[str, ...] = ()) -> None:
+        latents = np.full((2, 3, 1, 1), block, np.float16)
+        tenant.remember(
+            Done(session="a", block=block, epoch=0, slot=0, started_s=0, finished_s=0, applied=applied, latents=latents)
+        )
+
+    for block in range(10):
+        done(block)
+    kept = np.concatenate(tenant.past, 1)[0, :, 0, 0]
+    assert kept[-1] == 9 and MOST_PAST_LATENTS <= len(kept) < MOST_PAST_LATENTS + 3
+    tenant.past.clear()
+    tenant.awaits_image = True
+    done(10), done(11, ("image",)), done(12)
+    assert [block[0, 0, 0, 0] for block in tenant.past] == [11, 12], "an older portrait is not gone on from"

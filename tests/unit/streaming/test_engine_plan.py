@@ -70,6 +70,8 @@ async def test_a_plan_serves_and_survives_the_death_of_any_rank() -> None:
         assert time.monotonic() - killed_s < 2.0
         assert "rank 1" in engine.failure and "SIGKILL" in engine.failure
         await until(lambda: engine.state == "ready", 90)
+        spec = engine._tenants["a"].spec
+        assert spec.first_block == 6 and spec.past.shape[1] == 4 * 3  # of the four blocks that were answered
         assert engine.restarts == 1 and not set(before) & set(engine.pids)
         assert ask(6, epoch=1)
         done = await client.answer(30)
